@@ -1,0 +1,85 @@
+"""The model card of a run: what it is, how good, on what, and where it stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from seqtune.config import Config
+
+SHOWN = ("exact_match", "edit_similarity", "bleu_char", "bleu_13a", "chrf", "rougeL", "token_accuracy")
+
+
+def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, interval) of the metrics that lead a table."""
+    return [
+        (name, f"{metrics[name]['value']:.4f}", f"{metrics[name]['low']:.4f} to {metrics[name]['high']:.4f}")
+        for name in SHOWN
+    ]
+
+
+def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], metrics: dict[str, Any] | None) -> str:
+    """Markdown with hub metadata; every number in it was measured in this run."""
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["seqtune"]}
+    if not config.model.name.startswith("builtin:") and config.model.init == "pretrained":
+        front["base_model"] = config.model.name
+    start = "random weights in the shape of" if config.model.init == "random" else "fine-tuned from"
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {config.data.input} -> {config.data.output}",
+        "",
+        f"A causal language model {start} `{config.model.name}` with seqtune.",
+        "",
+        "## Data",
+        "",
+        f"`{config.data.path}`: {data['num_rows']} rows; "
+        + ", ".join(f"{n} {side}" for side, n in data["splits"].items())
+        + f"; {data['rejected']['total']} rejected.",
+        "",
+        "Held-out rows that training has seen in some form:",
+        "",
+        *(
+            f"- {side}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items())
+            for side, counts in data["leakage"].items()
+        ),
+        "",
+        "## Training",
+        "",
+        f"{outcome['step']} of {outcome['total_steps']} planned steps ({outcome['reason']}), "
+        f"{outcome['num_tokens']:,} tokens, {outcome['seconds']:.0f} s. The weights are those of step "
+        f"{outcome['best_step'] or outcome['step']}, the best by validation.",
+        "",
+        "## Results on the test rows",
+        "",
+    ]
+    if metrics is None:
+        lines.append("There were no test rows, so nothing is known about unseen inputs.")
+    else:
+        lines += [
+            f"{metrics['num_items']} rows, 95% bootstrap intervals; signatures are in `metrics.json`.",
+            "",
+            "| metric | value | 95% interval |",
+            "|---|---|---|",
+            *(f"| {name} | {value} | {interval} |" for name, value, interval in metric_rows(metrics)),
+        ]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "The scores hold for inputs like the test rows. The model answers every input, also those far from its data; "
+        "check answers where it matters.",
+        "",
+        "## Use",
+        "",
+        "```",
+        "seqtune predict RUN 'an input'",
+        "```",
+        "",
+        "`RUN` is the folder of this file; `model/` is a standard Hugging Face folder, `task.yaml` has the template.",
+        "",
+    ]
+    return "\n".join(lines)

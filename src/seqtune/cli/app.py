@@ -1,0 +1,137 @@
+"""The typer application, its exit codes and the options that several verbs share."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seqtune.errors import SeqtuneError
+
+DONE, BAD_INPUT, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="seqtune",
+    help="Turn a small pretrained language model and a table of pairs into a measured specialist.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any setting; may be repeated.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+InputOption = Annotated[str | None, typer.Option("--input", help="Column with the input text.")]
+OutputOption = Annotated[str | None, typer.Option("--output", help="Column with the output text.")]
+BeamsOption = Annotated[int | None, typer.Option("--num-beams", help="Beams, 1 to 20; 1 is greedy.")]
+ReturnOption = Annotated[int | None, typer.Option("--num-return", help="Hypotheses per input.")]
+EngineOption = Annotated[str | None, typer.Option("--engine", help="Decoding engine: auto or transformers.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from seqtune import __version__
+
+        print(f"seqtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Turn a small pretrained language model and a table of pairs into a measured specialist."""
+
+
+def run_app(arguments: Sequence[str]) -> int:
+    """Run a command line; returns the exit code: 0 done, 1 bad input, 2 usage, 130 interrupted."""
+    try:
+        app(args=list(arguments), prog_name="seqtune")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else DONE
+    except SeqtuneError as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our stdout has left; keep the interpreter from complaining about it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f" while writing {error.filename!r}" if error.filename else ""
+            return complain(f"the disk is full{place}; free some space, then --resume goes on from the last checkpoint")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
+            return complain(f"{error.strerror}: {error.filename!r}")
+        raise
+    return DONE
+
+
+def complain(text: str) -> int:
+    """Print an error on stderr; returns the exit code for bad input."""
+    print(f"error: {text}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def overrides(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
+    """Merge flags (`data__path=...` for `data.path`) and `--set`; what is unset stays out, `--set` wins."""
+    from seqtune.config import parse_override
+
+    found = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
+    for text in settings or []:
+        path, value = parse_override(text)
+        found[".".join(path)] = value
+    return found
+
+
+def is_config(path: str | None) -> bool:
+    """True for a YAML file."""
+    return path is not None and Path(path).suffix.lower() in (".yaml", ".yml")
+
+
+def print_json(content: Any) -> None:
+    """Machine-readable result on stdout."""
+    print(json.dumps(content, ensure_ascii=False, indent=None))
+
+
+def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
+    """A table of scores with their intervals, then the strata and the signatures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    table = Table(title=title or None, title_justify="left")
+    for heading in ("metric", "value", "95% interval"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    scores = {k: v for k, v in metrics.items() if isinstance(v, dict) and "signature" in v}
+    for name, value in scores.items():
+        table.add_row(name, f"{value['value']:.4f}", f"{value['low']:.4f} to {value['high']:.4f}")
+    out.print(table)
+    strata = metrics.get("by_input_length", [])
+    if len(strata) > 1:
+        table = Table(title="by input length", title_justify="left")
+        for heading in ("characters", "items", "exact match", "edit similarity"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in strata:
+            table.add_row(
+                f"{row['min_characters']}-{row['max_characters']}",
+                str(row["num_items"]),
+                f"{row['exact_match']['value']:.4f}",
+                f"{row['edit_similarity']['value']:.4f}",
+            )
+        out.print(table)
+    for name, value in scores.items():
+        out.print(f"{name}: {value['signature']}", style="dim", markup=False)
+    statuses = {k: v for k, v in metrics.get("status", {}).items() if k != "ok"}
+    if statuses:
+        out.print("not ok: " + ", ".join(f"{n} {status}" for status, n in statuses.items()), style="yellow")

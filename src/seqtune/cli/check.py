@@ -1,0 +1,101 @@
+"""`seqtune check`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from seqtune.cli.app import (
+    BAD_INPUT,
+    InputOption,
+    JsonOption,
+    OutputOption,
+    SetOption,
+    app,
+    is_config,
+    overrides,
+    print_json,
+)
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA|CONFIG", help="A table, or a settings file.")],
+    input: InputOption = None,
+    output: OutputOption = None,
+    model: Annotated[str | None, typer.Option("--model", help="Hub id, folder or builtin:base.")] = None,
+    settings: SetOption = None,
+    rejected: Annotated[str | None, typer.Option("--rejected", help="Write the rejected rows here (JSONL).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what would be trained on, coloured by loss, and what looks wrong; exit code 1 on errors.
+
+    [bold]Example[/bold]: seqtune check pairs.csv --input smiles --output iupac
+    """
+    from seqtune.config import load_config
+
+    path = None if is_config(data) else data
+    flags = overrides(settings, data__path=path, data__input=input, data__output=output, model__name=model)
+    config = load_config(data if is_config(data) else None, flags)
+    from pathlib import Path
+
+    from seqtune import runs
+    from seqtune.check import report
+    from seqtune.fit import make_encoder
+    from seqtune.preparation import prepare
+
+    encoder = make_encoder(config)
+    prepared = prepare(config, encoder)
+    if rejected:
+        runs.write_rejected(Path(rejected), prepared.rejected)
+    result = report(prepared, encoder)
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+    if any(f["level"] == "error" for f in result["findings"]):
+        raise typer.Exit(BAD_INPUT)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    plain = not out.is_terminal
+    for number, example in enumerate(result["examples"], start=1):
+        text = Text()
+        inside = False
+        for token in example:
+            if plain and token["loss"] != inside:  # without colours, brackets mark what carries loss
+                text.append("«" if token["loss"] else "»")
+                inside = token["loss"]
+            text.append(token["token"].replace("\n", "⏎\n"), style="bold green" if token["loss"] else "dim")
+        out.print(f"[bold]example {number}[/bold] ([bold green]carries loss[/bold green], read only)")
+        out.print(text.append("»" if plain and inside else ""))
+    data, statistics = result["data"], result["statistics"]
+    table = Table(title="lengths of training rows, in tokens", title_justify="left")
+    for heading in ("", "min", "median", "p95", "max"):
+        table.add_column(heading, justify="right")
+    for name in ("tokens_per_row", "loss_tokens_per_row"):
+        table.add_row(name.replace("_", " "), *(f"{statistics[name][q]:g}" for q in ("min", "median", "p95", "max")))
+    out.print(table)
+    splits = ", ".join(f"{n:,} {side}" for side, n in data["splits"].items())
+    out.print(f"{data['num_rows']:,} rows: {splits}; {data['rejected']['total']:,} rejected")
+    for reason, count in data["rejected"]["by_reason"].items():
+        out.print(f"  rejected {count}: {reason}", markup=False)
+    for setting, count in data["left_out"].items():
+        out.print(f"  left out {count} {setting}", markup=False)
+    out.print(
+        f"{statistics['tokens_per_character']:g} tokens per character, {statistics['tokens_per_word']:g} per word; "
+        f"{statistics['vocabulary_used']:,} different tokens, {statistics['unknown_tokens']} unknown; "
+        f"{data['num_loss_tokens']:,} of {data['num_tokens']:,} tokens carry loss; {data['num_inverted']} rows inverted"
+    )
+    for finding in result["findings"]:
+        colour = {"error": "red", "warning": "yellow", "note": "cyan"}[finding["level"]]
+        out.print(Text(f"{finding['level']}: ", style=colour).append(finding["text"], style="default"))
+    if not result["findings"]:
+        out.print("[green]nothing looks wrong[/green]")

@@ -1,0 +1,41 @@
+"""`seqtune compare`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from seqtune.cli.app import JsonOption, app, print_json
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A.jsonl", help="The first system's predictions.")],
+    b: Annotated[str, typer.Argument(metavar="B.jsonl", help="The second system's, on the same items.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether two prediction files differ by more than chance (paired randomisation test).
+
+    [bold]Example[/bold]: seqtune compare runs/small/predictions.jsonl runs/large/predictions.jsonl
+    """
+    from seqtune.evaluate import compare as procedure
+    from seqtune.evaluate import read_predictions
+
+    result = procedure(read_predictions(a), read_predictions(b))
+    if as_json:
+        print_json(result)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    table = Table(title=f"{result['num_items']} items, A = {a}, B = {b}", title_justify="left")
+    for heading in ("metric", "A", "B", "B - A", "p"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    for name, row in result.items():
+        if name != "num_items":
+            table.add_row(name, *(f"{row[key]:.4f}" for key in ("a", "b", "difference", "p_value")))
+    out.print(table)
+    out.print("paired randomisation, two-sided; p below 0.05 is unlikely to be chance", style="dim")

@@ -1,0 +1,89 @@
+"""`seqtune demo`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seqtune.cli.app import JsonOption, app, print_json
+
+if TYPE_CHECKING:
+    from seqtune.demo import Demo
+
+MINUTES = 4.5
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option("--out", help="Folder for the table and the run.")] = "demo",
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="Training time.")] = MINUTES,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach the embedded base model to name molecules, offline, in about six minutes on two cores.
+
+    [bold]Example[/bold]: seqtune demo --out demo
+    """
+    import time
+    from pathlib import Path
+
+    from seqtune import demo as procedure
+    from seqtune.check import findings
+    from seqtune.fit import make_encoder
+    from seqtune.preparation import prepare
+
+    began = time.monotonic()
+    table, counts = procedure.build_table(Path(out))
+    config = procedure.configuration(table, Path(out), minutes)
+    prepared = prepare(config, make_encoder(config))
+    sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())
+    shared = prepared.leakage["test"]["same_key"]
+    _say(f"{table}: {counts['kept']:,} of {counts['records']:,} records of the chemicals package")
+    _say(f"{sides}; {shared} test molecules share an InChIKey first block with training")
+    for finding in findings(prepared):
+        _say(f"{finding.level}: {finding.text}")
+    shown = procedure.run(config)
+    seconds = time.monotonic() - began
+    if as_json:
+        result = {"run": str(shown.fitted.folder), "base": shown.base_metrics, "fine_tuned": shown.fitted.metrics}
+        print_json(result | {"seconds": seconds})
+    else:
+        _show(shown, seconds)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _show(shown: Demo, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from seqtune.card import SHOWN
+
+    assert shown.fitted.metrics is not None
+    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    table = Table(title=f"{shown.fitted.metrics['num_items']} held-out molecules", title_justify="left")
+    for heading in ("metric", "base model", "fine-tuned", "95% interval"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    for name in SHOWN:
+        ours = shown.fitted.metrics[name]
+        table.add_row(
+            name,
+            f"{shown.base_metrics[name]['value']:.4f}",
+            f"{ours['value']:.4f}",
+            f"{ours['low']:.4f} to {ours['high']:.4f}",
+        )
+    out.print(table)
+    out.print("ten held-out molecules, drawn by hash:")
+    for sample in shown.samples:
+        right = sample.prediction == sample.reference
+        line = Text("  right  " if right else "  WRONG  ", style="green" if right else "bold red")
+        out.print(line.append(f"{sample.input}  ->  {sample.prediction}", style="default"))
+        if not right:
+            out.print(Text(f"         reference: {sample.reference}", style="dim"))
+    run = shown.fitted.folder
+    out.print(f"{seconds:.0f} s in all; run folder: {run}")
+    out.print(f"try:  seqtune predict {run} 'CCOC(=O)C' --num-beams 5 --num-return 3", markup=False)

@@ -1,0 +1,96 @@
+"""`seqtune predict`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seqtune.cli.app import BeamsOption, EngineOption, InputOption, JsonOption, ReturnOption, SetOption, app, overrides
+
+if TYPE_CHECKING:
+    from seqtune.records import Prediction
+
+CHUNK = 256  # lines of stdin answered at once
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hub id.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; none: read stdin.")] = None,
+    file: Annotated[str | None, typer.Option("--file", help="A table of inputs.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Write predictions here (JSONL).")] = None,
+    input: InputOption = None,
+    num_beams: BeamsOption = None,
+    num_return: ReturnOption = None,
+    length_penalty: Annotated[float | None, typer.Option("--length-penalty", help="Above 0 favours length.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Limit per answer.")] = None,
+    engine: EngineOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer texts, a table, or the lines of stdin, in the order given.
+
+    Prints one answer a line; with --num-return above 1: input number, log-probability, answer, between tabs.
+
+    [bold]Example[/bold]: seqtune predict runs/names CCO --num-beams 5
+    """
+    from seqtune.config import load_config
+    from seqtune.errors import ConfigError
+
+    if file and texts:
+        raise ConfigError("give texts or --file, not both")
+    flags = overrides(
+        settings,
+        decode__num_beams=num_beams,
+        decode__num_return=num_return,
+        decode__length_penalty=length_penalty,
+        decode__max_new_tokens=max_new_tokens,
+        decode__engine=engine,
+    )
+    config = load_config(None, flags)
+    from seqtune.fit import predict_with_progress
+    from seqtune.predict import Predictor
+    from seqtune.records import Example
+    from seqtune.runs import write_predictions
+    from seqtune.sources import read_examples
+
+    predictor = Predictor.load(run, config.decode)
+
+    def answers() -> Iterator[Prediction]:
+        if file:
+            columns = {"input": input or predictor.task.input, "output": predictor.task.output}
+            examples, bad = read_examples(file, config.data.model_copy(update=columns), need_output=False)
+            for row in bad:
+                print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
+            yield from predict_with_progress(predictor, examples, "predict")
+            return
+        lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
+        numbered = (Example(str(i), text, None) for i, text in enumerate(lines, start=1))
+        while chunk := [e for _, e in zip(range(CHUNK), numbered, strict=False)]:
+            yield from predictor.predict(chunk)
+
+    if out:
+        from pathlib import Path
+
+        write_predictions(Path(out), answers())
+        return
+    for number, prediction in enumerate(answers(), start=1):
+        _print(prediction, number, as_json)
+
+
+def _print(prediction: Prediction, number: int, as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print(json.dumps(prediction.to_dict(), ensure_ascii=False), flush=True)
+        return
+    if prediction.status != "ok":
+        print(f"input {number}: {prediction.status}", file=sys.stderr)
+    if len(prediction.hypotheses) <= 1:
+        print(prediction.prediction, flush=True)
+        return
+    for hypothesis in prediction.hypotheses:
+        print(f"{number}\t{hypothesis.score:.4f}\t{hypothesis.text}", flush=True)

@@ -1,0 +1,285 @@
+"""The configuration: YAML -> validated models; every error reported at once, with the way out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from seqtune.errors import ConfigError, did_you_mean
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class SplitConfig(_Section):
+    """How rows are dealt to training, validation and test."""
+
+    method: Literal["hash", "random", "stratified", "grouped", "column"] = Field(
+        "hash",
+        description="hash: by input text, stable when rows are appended; random: exact shares; stratified: by "
+        "input length; grouped: by `key` column; column: `key` column names the split",
+    )
+    key: str | None = Field(None, description="column that holds the group (grouped) or the split name (column)")
+    validation: Share = Field(0.05, description="share of rows for validation during training")
+    test: Share = Field(0.1, description="share of rows held out for the final evaluation")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitConfig:
+        if self.method in ("grouped", "column") and not self.key:
+            raise ValueError(f"split method {self.method!r} needs `key`, the name of a column")
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must stay below 1, or nothing is left to train on")
+        return self
+
+
+class DataConfig(_Section):
+    """Where the pairs are and which columns matter."""
+
+    path: str | None = Field(None, description="CSV, TSV, JSONL or Parquet (also .gz/.zst), or hf://datasets/...")
+    validation_path: str | None = Field(None, description="a file of its own for validation")
+    test_path: str | None = Field(None, description="a file of its own for the final evaluation")
+    input: str = Field("input", description="column with the input text")
+    output: str = Field("output", description="column with the output text")
+    id: str | None = Field(None, description="column with row names; default: line numbers")
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None, description="default: comma for .csv, tab for .tsv"
+    )
+    quote: Annotated[str, Field(max_length=1)] = Field('"', description="quote character; '' for none")
+    num_examples: PositiveInt | None = Field(
+        None, description="train on this many rows; a smaller number is a subset of a larger one"
+    )
+    max_input_characters: PositiveInt | None = Field(None, description="leave out rows with longer inputs")
+    max_output_characters: PositiveInt | None = Field(None, description="leave out rows with longer outputs")
+    max_cell_characters: PositiveInt = Field(100_000, description="a longer cell is a broken row")
+    max_rejected: Share = Field(0.05, description="more than this share of unusable rows is an error")
+    split: SplitConfig = Field(default_factory=SplitConfig)
+
+
+class FormatConfig(_Section):
+    """How a row becomes the text a model reads and the text it writes."""
+
+    template: str = Field("plain", description="preset `plain` or `paper`, or text with {input} and other columns")
+    target: str = Field("{output}", description="target text with {output} and other columns")
+    separator: str = Field("\n", description="between instruction and answer")
+    inversion: Share = Field(0.0, description="share of training rows with instruction and answer inverted")
+
+
+class ModelConfig(_Section):
+    """Which model to start from."""
+
+    name: str = Field("builtin:base", description="hub id, folder or builtin:NAME")
+    init: Literal["pretrained", "random"] = "pretrained"
+    revision: str | None = None
+    trust_remote_code: bool = Field(False, description="run code that a hub repository brings; off unless asked")
+    max_length: PositiveInt | None = Field(None, description="token limit of prompt + target; default: the model's")
+
+
+class TrainConfig(_Section):
+    """The loop."""
+
+    epochs: PositiveFloat = 3.0
+    max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps")
+    max_minutes: PositiveFloat | None = Field(None, description="stop, fully decayed, after this much training time")
+    optimizer: Literal["auto", "muon", "adamw"] = Field(
+        "auto", description="muon: Muon for hidden matrices, AdamW for the rest; auto: muon below 50 M parameters"
+    )
+    learning_rate: PositiveFloat | None = Field(None, description="AdamW peak; default by model size")
+    muon_learning_rate: PositiveFloat = Field(0.02, description="Muon peak")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = Field(0.03, description="share of the training spent warming up")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    token_budget: PositiveInt = Field(4096, description="tokens (padding included) per batch")
+    batch_size: PositiveInt | None = Field(None, description="rows per batch instead of a token budget")
+    gradient_accumulation: PositiveInt = Field(1, description="batches per optimizer step")
+    clip: PositiveFloat | None = Field(1.0, description="gradient norm limit")
+    seed: int = 0
+    loss_on: Literal["target", "all"] = Field("target", description="target tokens only, or the whole sequence")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    gradient_checkpointing: bool = False
+    validate_every: PositiveInt | None = Field(None, description="steps between validations; default: ten in all")
+    validate_examples: PositiveInt = Field(200, description="size of the fixed validation subset")
+    validate_max_seconds: PositiveFloat = Field(60.0, description="a validation that takes longer shrinks its subset")
+    early_stopping: PositiveInt | None = Field(None, description="stop after this many validations without a gain")
+    checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; default: by time")
+    checkpoint_minutes: PositiveFloat = 5.0
+    trackers: list[str] = Field(default_factory=list, description="accelerate trackers, such as tensorboard")
+
+
+class DecodeConfig(_Section):
+    """How predictions are searched for."""
+
+    num_beams: Annotated[int, Field(ge=1, le=20)] = 1
+    num_return: PositiveInt = Field(1, description="hypotheses per input; at most num_beams")
+    length_penalty: float = 1.0
+    max_new_tokens: PositiveInt | None = Field(None, description="default: from the longest training target")
+    token_budget: PositiveInt = Field(16_384, description="tokens held at once: rows x beams x length")
+    engine: Literal["auto", "transformers"] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DecodeConfig:
+        if self.num_return > self.num_beams:
+            raise ValueError(f"num_return {self.num_return} is more than num_beams {self.num_beams}")
+        return self
+
+
+class Config(_Section):
+    """A whole run."""
+
+    task: str | None = Field(None, description="a task.yaml that sets columns and format")
+    data: DataConfig = Field(default_factory=DataConfig)
+    format: FormatConfig = Field(default_factory=FormatConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    decode: DecodeConfig = Field(default_factory=DecodeConfig)
+    out: str | None = Field(None, description="run folder; default: runs/<data file name>")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML that `seqtune fit` reads back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Split `a.b=value`; the value is read as YAML.
+
+    Raises:
+        ConfigError: there is no `=` or the value is not YAML.
+
+    Example:
+        >>> parse_override("train.epochs=5")
+        (['train', 'epochs'], 5)
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
+    try:
+        return key.strip().split("."), _read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: `2e-5` is a number, as everyone who writes a learning rate expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds something else.
+    """
+    try:
+        content = _read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {str(path)!r} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{what} {str(path)!r} cannot be read as YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{what} {str(path)!r} holds a {type(content).__name__}; it must be a mapping of keys")
+    return content
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a configuration file, apply overrides and validate the lot.
+
+    Args:
+        path: YAML file, or `None` for the defaults.
+        overrides: dotted key -> value; each replaces what the file says.
+
+    Raises:
+        ConfigError: names every wrong key with its value, what is allowed and the nearest valid name.
+
+    Example:
+        >>> load_config(overrides={"train.epochs": 5}).train.epochs
+        5.0
+    """
+    content = read_yaml_mapping(Path(path), "config") if path else {}
+    for dotted, value in (overrides or {}).items():
+        node = content
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            if not isinstance(node.setdefault(parent, {}), dict):
+                raise ConfigError(f"{dotted}: {parent!r} holds a value, not a section")
+            node = node[parent]
+        node[last] = value
+    task = content.get("task")
+    if task is not None:
+        content = _with_task(content, Path(str(task)))
+    return validate(Config, content)
+
+
+def _with_task(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Fill columns and format from a task file; what the config says itself wins."""
+    task = read_yaml_mapping(path, "task")
+    merged = dict(content)
+    columns = {key: task[key] for key in ("input", "output") if key in task}
+    formatting = {key: task[key] for key in FormatConfig.model_fields if key in task}
+    merged["data"] = columns | (content.get("data") or {})
+    merged["format"] = formatting | (content.get("format") or {})
+    merged["task"] = None
+    return merged
+
+
+def validate(model: type[BaseModel], content: Any, prefix: str = "") -> Any:
+    """Validate `content`, turning all of pydantic's complaints into one readable error."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(model, item, prefix) for item in error.errors()]
+        head = "1 setting is wrong" if len(lines) == 1 else f"{len(lines)} settings are wrong"
+        raise ConfigError(f"{head}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
+    path = [str(part) for part in item["loc"]]
+    dotted = prefix + ".".join(path)
+    if item["type"] == "extra_forbidden":
+        section = _section_at(model, path[:-1])
+        allowed = sorted(section.model_fields) if section else []
+        return f"{dotted}: unknown key{did_you_mean(path[-1], allowed)} (allowed: {', '.join(allowed)})"
+    message = item["msg"].removeprefix("Value error, ")
+    if not path:
+        return message
+    return f"{dotted} = {item['input']!r}: {message}"
+
+
+def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return model
+
+
+def leaves(section: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """All settings as dotted key -> value, for comparing two configurations."""
+    found: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found |= leaves(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

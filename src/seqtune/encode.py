@@ -1,0 +1,109 @@
+"""Prompt -> Encoded: the only code that decides which tokens carry loss.
+
+Source and target are tokenised apart, so no token can straddle the boundary, and the prompt that is
+decoded from at prediction time is token for token the one that was trained on. Anything in doubt raises.
+
+A worked row with a byte-level tokenizer, `loss_on="target"`:
+
+    source "ab|"  target "xyz"   ->  ids  [bos a b | x y z eos]     loss on  [x y z eos]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from seqtune.errors import ModelError, SupervisionError
+from seqtune.records import Encoded, Prompt
+
+
+class Encoder:
+    """Encodes prompts for one model.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
+        max_length: token limit of source + target + end.
+        vocab_size: number of rows of the model's embedding.
+        loss_on: "target" or "all".
+
+    Raises:
+        ModelError: the tokenizer has no end-of-sequence token, or knows more ids than the model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, vocab_size: int, loss_on: str = "target"):
+        if tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, so a model could never learn to stop")
+        if tokenizer.eos_token_id >= vocab_size:
+            raise ModelError(f"end token id {tokenizer.eos_token_id} is beyond the model's {vocab_size} embeddings")
+        assert loss_on in ("target", "all")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.vocab_size = vocab_size
+        self.loss_on = loss_on
+        self.end = int(tokenizer.eos_token_id)
+        self.start = self._start_ids()
+
+    def _start_ids(self) -> list[int]:
+        """What the tokenizer puts before a text (BOS for Llama and OPT, nothing for GPT-2)."""
+        with_special = self.tokenizer("a", add_special_tokens=True)["input_ids"]
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        at = next((i for i in range(len(with_special)) if with_special[i : i + len(bare)] == bare), 0)
+        return list(with_special[:at])
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids without special tokens; text such as `</s>` in the data stays plain text."""
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def encode_sources(self, sources: list[str]) -> list[np.ndarray]:
+        """Encode what a model reads when predicting, int32 arrays [T].
+
+        Raises:
+            SupervisionError: a source leaves no room to answer.
+        """
+        encoded = [np.array(self.start + ids, dtype=np.int32) for ids in self.ids(sources)]
+        for ids, source in zip(encoded, sources, strict=True):
+            if len(ids) >= self.max_length:
+                raise SupervisionError(
+                    f"the input takes {len(ids)} tokens and leaves no room to answer: the limit is "
+                    f"{self.max_length} (model.max_length): {source[:60]!r}"
+                )
+            if len(ids) == 0:
+                raise SupervisionError(
+                    "the input is empty and the tokenizer has no start token; there is nothing to read"
+                )
+        return encoded
+
+    def encode(self, prompts: list[Prompt]) -> list[Encoded | SupervisionError]:
+        """Encode rows for training; a row that is in doubt yields the error instead."""
+        sources = self.ids([p.source for p in prompts])
+        targets = self.ids([p.target or "" for p in prompts])
+        return [self._row(*row) for row in zip(prompts, sources, targets, strict=True)]
+
+    def _row(self, prompt: Prompt, source: list[int], target: list[int]) -> Encoded | SupervisionError:
+        if not prompt.target or not target:
+            return SupervisionError("the target has no tokens, so there is nothing to learn")
+        if self.end in target:
+            return SupervisionError("the target holds the end-of-sequence token inside; what follows it would be lost")
+        source = self.start + source
+        ids = np.array([*source, *target, self.end], dtype=np.int32)
+        if len(ids) > self.max_length:
+            return SupervisionError(
+                f"{len(source)} source + {len(target)} target + 1 end tokens exceed the limit of "
+                f"{self.max_length} (model.max_length); the target would be cut"
+            )
+        if ids.max() >= self.vocab_size:
+            return SupervisionError(f"token id {ids.max()} is beyond the model's {self.vocab_size} embeddings")
+        if self.decode(target).strip() != prompt.target.strip():
+            return SupervisionError(
+                f"the target does not survive this tokenizer: {prompt.target[:60]!r} comes back as "
+                f"{self.decode(target)[:60]!r}"
+            )
+        # the first token has nothing before it to be predicted from
+        loss_start = max(1, len(source) if self.loss_on == "target" else len(self.start))
+        if loss_start >= len(ids):
+            return SupervisionError("no token would carry loss")
+        return Encoded(ids, loss_start)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of target ids, special tokens left out, spaces untouched."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

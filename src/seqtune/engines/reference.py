@@ -1,0 +1,54 @@
+"""The reference engine: `transformers.generate` with left padding and nothing inherited from the model's folder."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from seqtune.config import DecodeConfig
+
+
+class TransformersEngine:
+    """Greedy and beam search through transformers.
+
+    A model folder may bring sampling, temperatures or penalties of its own; they are replaced, so that
+    the search is what `decode` says and nothing else.
+    """
+
+    def __init__(self, model: PreTrainedModel, end: int, config: DecodeConfig):
+        self.model = model
+        self.end = end
+        self.config = config
+
+    @torch.inference_mode()
+    def generate(self, sources: list[np.ndarray], max_new_tokens: int) -> list[list[list[int]]]:
+        """See `Engine.generate`."""
+        longest = max(len(s) for s in sources)
+        ids_BT = torch.full((len(sources), longest), self.end, dtype=torch.long)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, source in enumerate(sources):
+            ids_BT[row, longest - len(source) :] = torch.from_numpy(source.astype(np.int64))
+            mask_BT[row, longest - len(source) :] = 1
+        device = self.model.device
+        beams = self.config.num_beams
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=beams,
+            num_return_sequences=self.config.num_return,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+            **({"length_penalty": self.config.length_penalty, "early_stopping": False} if beams > 1 else {}),
+        )
+        self.model.generation_config = settings  # else unset values are taken from the model's folder
+        out = self.model.generate(
+            input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings
+        )
+        assert isinstance(out, torch.Tensor)
+        hypotheses = [self._until_end(row) for row in out[:, longest:].tolist()]
+        width = self.config.num_return
+        return [hypotheses[i : i + width] for i in range(0, len(hypotheses), width)]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        return ids[: ids.index(self.end) + 1] if self.end in ids else ids

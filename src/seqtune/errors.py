@@ -1,0 +1,64 @@
+"""The exception tree: everything a user can cause is a `SeqtuneError` whose text says what to do.
+
+    SeqtuneError
+    ├── ConfigError         a setting is unknown, out of range or contradicts another one
+    ├── DataError           a table cannot be read or holds too little that can be used
+    │   └── SupervisionError    it is in doubt which tokens of a row carry loss
+    ├── ModelError          a model or tokenizer cannot be loaded or does not fit the task
+    ├── RunError            a run folder is missing, incomplete or in the way
+    └── MissingDependencyError  an optional package is needed; the text names the extra
+
+Our own mistakes are `assert` statements, never these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SeqtuneError(Exception):
+    """A mistake that a person can put right; `str(error)` is written for that person."""
+
+
+class ConfigError(SeqtuneError):
+    """A setting is unknown, out of range or contradicts another one."""
+
+
+class DataError(SeqtuneError):
+    """A table cannot be read, or holds too little that can be used."""
+
+
+class SupervisionError(DataError):
+    """It is in doubt which tokens of a row carry loss, so the row is not trained on."""
+
+
+class ModelError(SeqtuneError):
+    """A model or tokenizer cannot be loaded or does not fit the task."""
+
+
+class RunError(SeqtuneError):
+    """A run folder is missing, incomplete or in the way."""
+
+
+class MissingDependencyError(SeqtuneError):
+    """An optional package is needed.
+
+    Example:
+        >>> str(MissingDependencyError("chemicals", "chem", "the demo's molecules"))
+        "the demo's molecules needs the package 'chemicals': pip install 'seqtune[chem]'"
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(f"{purpose} needs the package {package!r}: pip install 'seqtune[{extra}]'")
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """A hint that names the closest allowed word, or nothing.
+
+    Example:
+        >>> did_you_mean("epoch", ["epochs", "seed"])
+        "; did you mean 'epochs'?"
+    """
+    near = difflib.get_close_matches(name, list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,142 @@
+"""Config -> run folder: prepare, train, keep the best weights, evaluate on held-out rows, write it all down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from seqtune import card, models, progress, runs
+from seqtune.config import Config
+from seqtune.encode import Encoder
+from seqtune.errors import RunError
+from seqtune.evaluate import evaluate
+from seqtune.predict import Predictor
+from seqtune.preparation import Prepared, prepare
+from seqtune.records import Example, Prediction
+from seqtune.train import Outcome, Trainer, outcome_summary
+from seqtune.validation import Validator
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A finished fit.
+
+    Attributes:
+        folder: the run folder.
+        outcome: how the training ended (`seqtune.train.outcome_summary`).
+        metrics: scores on the test rows, `None` without any.
+    """
+
+    folder: Path
+    outcome: dict[str, Any]
+    metrics: dict[str, Any] | None
+
+
+def make_encoder(config: Config) -> Encoder:
+    """The encoder for a configuration, without loading weights."""
+    architecture = models.load_model_config(config.model)
+    tokenizer = models.load_tokenizer(config.model)
+    limit = models.max_length(architecture, config.model)
+    return Encoder(tokenizer, limit, architecture.get_text_config().vocab_size, config.train.loss_on)
+
+
+def run_folder(config: Config) -> Path:
+    """Where the run goes: `out`, or `runs/` and the data file's name."""
+    return Path(config.out) if config.out else Path("runs") / Path(config.data.path or "run").name.split(".")[0]
+
+
+def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Fitted:
+    """Fine-tune as configured.
+
+    Raises:
+        SeqtuneError: anything a user can put right; bad input leaves nothing half-written behind.
+    """
+    folder = run_folder(config)
+    runs.check_free(folder, resume=resume, overwrite=overwrite)
+    encoder = make_encoder(config)
+    prepared = prepare(config, encoder)
+    model = models.load_model(config.model, config.train.seed)
+    continuing = runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)
+    if runs.is_complete(folder):
+        _say(f"{folder} is complete already", quiet)
+        metrics = folder / "metrics.json"
+        return Fitted(folder, {"reason": "complete"}, json.loads(metrics.read_text()) if metrics.exists() else None)
+    if prepared.rejected:
+        _say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl", quiet)
+    validate = Validator(encoder.tokenizer, prepared, config) if prepared.examples["validation"] else None
+    trainer = Trainer(model, prepared.encoded, config.train, folder, validate)
+    if trainer.is_main:
+        _write_facts(folder, config, prepared, str(trainer.accelerator.device))
+    if continuing:
+        found = trainer.restore()
+        _say(
+            f"resuming at step {trainer.state.step}" if found else "no checkpoint was written yet; starting over", quiet
+        )
+    outcome = trainer.run(quiet=quiet)
+    if outcome.reason == "interrupted":
+        raise RunError(
+            f"interrupted at step {outcome.state.step} of {outcome.total_steps}; a checkpoint is written: "
+            "the same command with --resume goes on from there"
+        )
+    trainer.load_best()
+    metrics = None
+    if trainer.is_main:
+        metrics = _finish(trainer.model, encoder.tokenizer, prepared, config, outcome, quiet)
+    return Fitted(folder, outcome_summary(outcome), metrics)
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        progress.console().print(text)
+
+
+def _write_facts(folder: Path, config: Config, prepared: Prepared, device: str) -> None:
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    runs.write_json(folder / "environment.json", runs.environment(config.train.seed, device))
+    runs.write_json(folder / "data.json", prepared.report())
+    runs.write_rejected(folder / "rejected.jsonl", prepared.rejected)
+    prepared.task.save(folder / "task.yaml")
+
+
+def _finish(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    config: Config,
+    outcome: Outcome,
+    quiet: bool,
+) -> dict[str, Any] | None:
+    folder = run_folder(config)
+    save_model(model, tokenizer, folder / "model")
+    metrics = None
+    if prepared.examples["test"]:
+        predictor = Predictor(model, tokenizer, prepared.task, config.decode)
+        predictions = predict_with_progress(predictor, prepared.examples["test"], "evaluate", quiet)
+        metrics = evaluate(predictions)
+        runs.write_predictions(folder / "predictions.jsonl", predictions)
+        runs.write_json(folder / "metrics.json", metrics)
+    text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    runs.finish(folder)
+    return metrics
+
+
+def predict_with_progress(
+    predictor: Predictor, examples: list[Example], title: str, quiet: bool = False
+) -> list[Prediction]:
+    """Predict with a bar."""
+    with progress.show(title, len(examples), enabled=not quiet) as tick:
+        return predictor.predict(examples, tick)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a standard Hugging Face folder: safetensors, tokenizer, config, plain greedy generation config."""
+    end = tokenizer.eos_token_id
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,69 @@
+"""Cross-entropy on the positions that carry loss, and on nothing else.
+
+The output layer runs on those positions only. Shapes: B rows, T tokens, N loss positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+CHUNK_LOGITS = 2**25  # logits held at once; larger products of positions and vocabulary go in chunks
+
+
+class TargetLoss(nn.Module):
+    """A causal LM whose forward pass is the summed loss of a batch; what data parallelism wraps.
+
+    For most families `lm_head(backbone(ids))` is the whole model. Some scale or cap their logits; the
+    constructor compares both ways on a probe and takes the model's own logits where they differ.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.backbone_is_exact = _backbone_is_exact(model)
+
+    def forward(self, input_ids_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        """Sum of token losses in nats, a scalar in fp32."""
+        return self.token_losses(input_ids_BT, positions_N, targets_N).sum()
+
+    def token_losses(
+        self, input_ids_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss of each target in nats, fp32 [N]."""
+        if not self.backbone_is_exact:
+            logits_BTV = self.model(input_ids=input_ids_BT, use_cache=False).logits
+            logits_NV = logits_BTV.flatten(0, 1)[positions_N]
+            return functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+        hidden_BTD = _backbone(self.model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        hidden_ND = hidden_BTD.flatten(0, 1)[positions_N]
+        head = self.model.get_output_embeddings()
+        chunk = max(1, CHUNK_LOGITS // self.model.config.vocab_size)
+        losses = [
+            functional.cross_entropy(head(h).float(), t, reduction="none")
+            for h, t in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
+        ]
+        return torch.cat(losses)
+
+
+def _backbone(model: PreTrainedModel) -> nn.Module:
+    return getattr(model, model.base_model_prefix)
+
+
+@torch.no_grad()
+def _backbone_is_exact(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    if head is None or not hasattr(model, model.base_model_prefix):
+        return False
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    ids = torch.arange(8, device=device)[None] % model.config.vocab_size
+    hidden = getattr(_backbone(model)(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    same = hidden is not None and torch.allclose(
+        head(hidden).float(), model(input_ids=ids, use_cache=False).logits.float(), rtol=1e-4, atol=1e-5
+    )
+    model.train(was_training)
+    return same

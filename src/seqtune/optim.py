@@ -1,0 +1,141 @@
+"""Optimizers, default learning rates and schedules."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from seqtune.config import TrainConfig
+
+MUON_MOMENTUM = 0.95
+# Coefficients of the quintic iteration: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+MUON_LIMIT = 50_000_000  # `auto` takes Muon below this many parameters
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """Push the singular values of stacked matrices [K, M, N] towards 1, in fp32.
+
+    `torch.optim.Muon` iterates in bf16, which is several times slower on CPUs without bf16 units.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.float()
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz, for hidden matrices (Jordan et al. 2024).
+
+    Matrices of one shape are stacked and iterated together, which matters for small models.
+
+    Args:
+        parameters: two-dimensional parameters.
+        lr: step size; an update is scaled by sqrt(max(1, rows / columns)).
+        weight_decay: decoupled.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update."""
+        assert closure is None, "Muon takes no closure"
+        for group in self.param_groups:
+            shapes: defaultdict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes[parameter.shape].append(parameter)
+            for shape, parameters in shapes.items():
+                scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+                update = orthogonalize(torch.stack([self._nesterov(p) for p in parameters]))
+                for parameter, direction in zip(parameters, update, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(direction.to(parameter.dtype), alpha=-scale)
+
+    def _nesterov(self, parameter: nn.Parameter) -> torch.Tensor:
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - MUON_MOMENTUM)
+        return parameter.grad.lerp(state["momentum"], MUON_MOMENTUM)
+
+
+def default_learning_rate(num_parameters: int) -> float:
+    """AdamW's peak by model size: 3e-3 at 1 M, about 1.7e-4 at 125 M, 4e-5 at 1.3 B.
+
+    A power law through the rates in use for small GPT-style models; `bench/LOG.md` has what was measured.
+    """
+    return 3e-3 * (num_parameters / 1e6) ** -0.6
+
+
+def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW alone, or Muon for hidden matrices with AdamW for embeddings, output layer, norms and biases.
+
+    Each group keeps its peak rate in `peak`, from which `set_learning_rates` scales.
+    """
+    num_parameters = sum(p.numel() for p in model.parameters())
+    muon = config.optimizer == "muon" or (config.optimizer == "auto" and num_parameters < MUON_LIMIT)
+    rate = config.learning_rate or (3e-3 if muon else default_learning_rate(num_parameters))
+    hidden = _hidden_matrices(model) if muon else []
+    taken = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95 if muon else 0.999), fused=True
+    )
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    if hidden:
+        optimizers.append(Muon(hidden, config.muon_learning_rate, config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def _hidden_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Two-dimensional weights of the blocks: not embeddings, not the output layer."""
+    outside = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head = model.get_output_embeddings()
+    outside |= {id(p) for p in head.parameters()} if head is not None else set()
+    return [p for p in model.parameters() if p.ndim == 2 and p.requires_grad and id(p) not in outside]
+
+
+def learning_rate_factor(progress: float, config: TrainConfig) -> float:
+    """Share of the peak rate at `progress` in [0, 1]: warm-up, then the schedule.
+
+    Example:
+        >>> round(learning_rate_factor(0.515, TrainConfig(warmup=0.03)), 3)
+        0.5
+    """
+    if progress < config.warmup:
+        return max(progress / config.warmup, 1e-3)
+    if config.schedule == "constant":
+        return 1.0
+    rest = min(1.0, (progress - config.warmup) / max(1e-9, 1 - config.warmup))
+    return 1 - rest if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Scale every group's rate from its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor

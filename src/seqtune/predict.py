@@ -1,0 +1,146 @@
+"""Inputs -> predictions: sorted by length, batched under a token budget, returned in the order given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seqtune import models, progress
+from seqtune.batching import by_length, collate
+from seqtune.config import DecodeConfig, ModelConfig
+from seqtune.encode import Encoder
+from seqtune.engines import make_engine
+from seqtune.errors import RunError, SupervisionError
+from seqtune.loss import TargetLoss
+from seqtune.records import Encoded, Example, Hypothesis, Prediction
+from seqtune.tasks import Task
+
+DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
+
+
+class Predictor:
+    """A model, its tokenizer and its task, ready to answer.
+
+    Args:
+        model: a causal LM; moved nowhere, switched to evaluation.
+        tokenizer: its tokenizer.
+        task: columns and template.
+        decode: search settings.
+
+    Example:
+        predictor = Predictor.load(Path("runs/names"))
+        predictor.predict([Example("1", "CCO", None)])[0].prediction
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, decode: DecodeConfig):
+        self.model = model
+        self.task = task
+        self.decode = decode
+        self.max_length = models.max_length(model.config, ModelConfig())
+        self.encoder = Encoder(tokenizer, self.max_length, model.config.vocab_size)
+        self.template = task.rendering
+        self.loss = TargetLoss(model)
+
+    @classmethod
+    def load(cls, run: str, decode: DecodeConfig) -> Predictor:
+        """Load a run folder, or any model folder or hub id (then with the plain template).
+
+        Raises:
+            RunError: the folder is a run that has no model yet.
+            ModelError: the model cannot be loaded.
+        """
+        folder = Path(run)
+        if (folder / "config.yaml").exists() and not (folder / "model").exists():
+            raise RunError(f"{run!r} has no model yet; finish the training with `seqtune fit ... --resume`")
+        task_file = folder / "task.yaml"
+        task = Task.load(task_file) if task_file.exists() else Task("input", "output", "plain", "{output}", "\n")
+        source = ModelConfig(name=run)
+        model = models.load_model(source, seed=0).to(models.best_device())  # type: ignore[arg-type]
+        return cls(model, models.load_tokenizer(source), task, decode)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Decoding limit: the setting, else what training saw, else a default."""
+        return self.decode.max_new_tokens or self.task.max_new_tokens or DEFAULT_NEW_TOKENS
+
+    def predict(
+        self, examples: Sequence[Example], tick: progress.Tick = progress.silent, max_seconds: float | None = None
+    ) -> list[Prediction]:
+        """Predict every example, in the order given.
+
+        An input that is too long gets the status `too_long` and an empty prediction; a best hypothesis that did
+        not end within the limit gets `unfinished`.
+
+        Args:
+            examples: rows; their outputs are kept as references and never shown to the model.
+            tick: told how many are done.
+            max_seconds: stop after this time; only the rows done so far are returned.
+        """
+        deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self.model.eval()
+        found: dict[int, Prediction] = {}
+        sources: dict[int, np.ndarray] = {}
+        for index, example in enumerate(examples):
+            try:
+                sources[index] = self._encode(example)
+            except SupervisionError:
+                found[index] = _empty(example)
+        order = list(sources)
+        beams = self.decode.num_beams
+        engine = make_engine(self.model, self.encoder.end, self.decode)
+        budget_lengths = [(len(sources[i]) + self.max_new_tokens) * beams for i in order]
+        for batch in by_length(budget_lengths, self.decode.token_budget):
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            rows = [order[i] for i in batch]
+            longest = max(len(sources[i]) for i in rows)
+            limit = min(self.max_new_tokens, self.max_length - longest)
+            answers = engine.generate([sources[i] for i in rows], limit)
+            scores = self._scores([sources[i] for i in rows], answers)
+            for i, ids, values in zip(rows, answers, scores, strict=True):
+                found[i] = self._prediction(examples[i], ids, values)
+            tick(len(found))
+        return [found[i] for i in sorted(found)]
+
+    def _encode(self, example: Example) -> np.ndarray:
+        blind = Example(example.id, example.input, None, example.fields)
+        return self.encoder.encode_sources([self.template.render(blind).source])[0]
+
+    def _prediction(self, example: Example, answers: list[list[int]], scores: list[float]) -> Prediction:
+        hypotheses = tuple(
+            Hypothesis(self.task.answer(self.encoder.decode(ids)), score, len(ids), ids[-1:] == [self.encoder.end])
+            for ids, score in zip(answers, scores, strict=True)
+        )
+        best = hypotheses[0]
+        status = "ok" if best.finished else "unfinished"
+        return Prediction(example.id, example.input, example.output, best.text, best.score, hypotheses, status)
+
+    @torch.inference_mode()
+    def _scores(self, sources: list[np.ndarray], answers: list[list[list[int]]]) -> list[list[float]]:
+        """Log-probability of every hypothesis, by reading it once more: exact, and the same for every engine."""
+        flat = [
+            Encoded(np.concatenate([source, np.array(ids, dtype=np.int32)]), len(source))
+            for source, group in zip(sources, answers, strict=True)
+            for ids in group
+        ]
+        sums: list[float] = [0.0] * len(flat)
+        device = self.model.device
+        for chunk in by_length([len(r.input_ids) for r in flat], self.decode.token_budget):
+            rows = [flat[i] for i in chunk]
+            batch = collate(rows, pad_id=0)
+            losses_N = self.loss.token_losses(
+                batch.input_ids_BT.to(device), batch.positions_N.to(device), batch.targets_N.to(device)
+            )
+            for i, part in zip(chunk, losses_N.split([r.num_loss_tokens for r in rows]), strict=True):
+                sums[i] = -part.sum().item()
+        width = len(answers[0])
+        return [sums[i : i + width] for i in range(0, len(sums), width)]
+
+
+def _empty(example: Example) -> Prediction:
+    return Prediction(example.id, example.input, example.output, "", 0.0, (), "too_long")

@@ -1,0 +1,168 @@
+"""Config -> everything a training reads: rows read, dealt, rendered, encoded, and an account of what was dropped.
+
+`check` and `fit` both go through here, so what is shown is what is trained on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seqtune import runs
+from seqtune.config import Config, DataConfig
+from seqtune.encode import Encoder
+from seqtune.errors import ConfigError, SupervisionError
+from seqtune.records import Encoded, Example, Prompt, Rejected
+from seqtune.sources import check_rejected_share, read_examples
+from seqtune.splits import SPLITS, leakage, split_examples, subset
+from seqtune.tasks import Task
+from seqtune.templates import inverted_ids
+
+ENCODE_ROWS = 10_000  # rows handed to the tokenizer at once
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Data ready to train on.
+
+    Attributes:
+        task: with the decoding limit learnt from the targets.
+        examples: rows by split, the unusable ones gone.
+        prompts: rendered training rows.
+        encoded: encoded training rows, parallel to `prompts` and `examples["train"]`.
+        rejected: rows that cannot be used.
+        left_out: rows left out by settings, by reason.
+        leakage: held-out rows that training has seen.
+        fingerprint: changes with the rows, the template and the tokenizer.
+        num_rows: rows read, the rejected ones included.
+    """
+
+    task: Task
+    examples: dict[str, list[Example]]
+    prompts: list[Prompt]
+    encoded: list[Encoded]
+    rejected: list[Rejected]
+    left_out: dict[str, int]
+    leakage: dict[str, dict[str, int]]
+    fingerprint: str
+    num_rows: int
+
+    def report(self) -> dict[str, Any]:
+        """The content of `data.json`."""
+        lengths = np.array([len(e.input_ids) for e in self.encoded])
+        return {
+            "fingerprint": self.fingerprint,
+            "num_rows": self.num_rows,
+            "splits": {side: len(rows) for side, rows in self.examples.items()},
+            "num_inverted": sum(p.inverted for p in self.prompts),
+            "num_tokens": int(lengths.sum()),
+            "num_loss_tokens": sum(e.num_loss_tokens for e in self.encoded),
+            "max_tokens": int(lengths.max()),
+            "left_out": self.left_out,
+            "rejected": {"total": len(self.rejected), "by_reason": _by_reason(self.rejected)},
+            "leakage": self.leakage,
+        }
+
+
+def _by_reason(rejected: list[Rejected]) -> dict[str, int]:
+    """Counts by reason, with the row's own numbers and texts taken out."""
+    shapes = Counter("".join("#" if c.isdigit() else c for c in r.reason).split(":")[0] for r in rejected)
+    return dict(shapes.most_common())
+
+
+def prepare(config: Config, encoder: Encoder) -> Prepared:
+    """Read, deal, render and encode.
+
+    Raises:
+        DataError: the data cannot be read, or too much of it cannot be used.
+        ConfigError: no data is named, or the template does not fit the table.
+    """
+    if not config.data.path:
+        raise ConfigError("data.path is not set: name a table, for instance --data pairs.csv")
+    task = Task.from_config(config)
+    template = task.rendering
+    rejected: list[Rejected] = []
+    dealt = _read_splits(config, rejected)
+    num_rows = sum(map(len, dealt.values())) + len(rejected)
+    left_out = _leave_out(dealt, config.data)
+    dealt["train"] = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
+    template.check_columns(list(next(iter(dealt["train"])).fields))
+    turned = inverted_ids(dealt["train"], config.format.inversion, config.train.seed)
+    kept: dict[str, list[Example]] = {side: [] for side in SPLITS}
+    prompts: list[Prompt] = []
+    encoded: list[Encoded] = []
+    longest_target = 0
+    for side in SPLITS:
+        rows = dealt[side]
+        rendered = [template.render(e, inverted=side == "train" and i in turned) for i, e in enumerate(rows)]
+        for start in range(0, len(rows), ENCODE_ROWS):
+            part = slice(start, start + ENCODE_ROWS)
+            for example, prompt, row in zip(rows[part], rendered[part], encoder.encode(rendered[part]), strict=True):
+                if isinstance(row, SupervisionError):
+                    rejected.append(Rejected(example.file, example.line, str(row)))
+                    continue
+                kept[side].append(example)
+                if side == "train":
+                    prompts.append(prompt)
+                    encoded.append(row)
+                    longest_target = max(longest_target, row.num_loss_tokens)
+    if rejected:
+        check_rejected_share(len(rejected), num_rows, config.data.max_rejected, rejected[0])
+    if not encoded:
+        raise ConfigError("no training row is left after encoding; see model.max_length and data.split")
+    limit = int(longest_target * 1.25) + 8
+    finished = Task(task.input, task.output, task.template, task.target, task.separator, limit)
+    parts = [e.input_ids.tobytes() for e in encoded] + [f"{e.input}\0{e.output}".encode() for e in kept["test"]]
+    key = config.data.split.key if config.data.split.method == "grouped" else None
+    return Prepared(
+        finished, kept, prompts, encoded, rejected, left_out, leakage(kept, key), runs.fingerprint(parts), num_rows
+    )
+
+
+def _read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Example]]:
+    """Read the files and deal the rows; files of their own for validation or test replace that share."""
+    data = config.data
+    split = data.split.model_copy(
+        update={
+            "validation": 0.0 if data.validation_path else data.split.validation,
+            "test": 0.0 if data.test_path else data.split.test,
+        }
+    )
+    assert data.path
+    examples, bad = read_examples(data.path, data)
+    rejected.extend(bad)
+    dealt = split_examples(examples, split)
+    for side, path in (("validation", data.validation_path), ("test", data.test_path)):
+        if path:
+            dealt[side], bad = read_examples(path, data)
+            rejected.extend(bad)
+    return dealt
+
+
+def within_limits(example: Example, data: DataConfig) -> bool:
+    """True if a row's texts are no longer than the length settings allow."""
+    return _within(example.input, data.max_input_characters) and _within(
+        example.output or "", data.max_output_characters
+    )
+
+
+def _within(text: str, limit: int | None) -> bool:
+    return limit is None or len(text) <= limit
+
+
+def _leave_out(dealt: dict[str, list[Example]], data: DataConfig) -> dict[str, int]:
+    """Apply the length settings; returns counts by side."""
+    counts: dict[str, int] = {}
+    for side, rows in dealt.items():
+        dealt[side] = [e for e in rows if within_limits(e, data)]
+        if len(dealt[side]) < len(rows):
+            counts[f"{side} rows by length settings"] = len(rows) - len(dealt[side])
+    if not dealt["train"]:
+        raise ConfigError(
+            f"data.max_input_characters = {data.max_input_characters} and data.max_output_characters = "
+            f"{data.max_output_characters} leave no row to train on"
+        )
+    return counts

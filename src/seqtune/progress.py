@@ -1,0 +1,70 @@
+"""Progress for people: a bar on a terminal, plain lines in a pipe; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+PLAIN_SECONDS = 10.0  # between lines in a pipe
+
+
+def console() -> Console:
+    """A console on the current stderr, without guessing widths in a pipe."""
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+class Tick(Protocol):
+    """What a procedure calls as it goes on: done so far, and a remark."""
+
+    def __call__(self, done: float, remark: str = "") -> None: ...
+
+
+def silent(done: float, remark: str = "") -> None:
+    """A tick that shows nothing."""
+
+
+@contextmanager
+def show(title: str, total: float, *, enabled: bool = True) -> Iterator[Tick]:
+    """Show progress towards `total`; the remark stands beside the bar."""
+    if not enabled:
+        yield silent
+    elif sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[remark]}"), console=console()) as bar:
+            task = bar.add_task(title, total=total, remark="")
+
+            def tick(done: float, remark: str = "") -> None:
+                bar.update(task, completed=done, remark=remark)
+
+            yield tick
+    else:
+        yield _plain(title, total)
+
+
+def _plain(title: str, total: float) -> Tick:
+    last = time.monotonic()
+
+    def tick(done: float, remark: str = "") -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            print(f"{title}: {done:g}/{total:g} {remark}".rstrip(), file=sys.stderr, flush=True)
+
+    return tick
+
+
+def remaining(seconds: float) -> str:
+    """A short duration.
+
+    Example:
+        >>> remaining(75), remaining(3700)
+        ('1:15', '1:01:40')
+    """
+    hours, rest = divmod(int(max(0.0, seconds)), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

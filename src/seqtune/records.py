@@ -1,0 +1,133 @@
+"""One record type per hop: Example -> Prompt -> Encoded -> Batch -> Hypothesis -> Prediction -> Score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a table.
+
+    Attributes:
+        id: the row's name: the id column, or the line number.
+        input: text of the input column.
+        output: text of the output column; `None` where there is no reference (prediction).
+        fields: all columns of the row, for templates and grouped splits.
+        file: where the row came from.
+        line: line in that file on which the row ends, 1-based (row number for Parquet).
+    """
+
+    id: str
+    input: str
+    output: str | None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that cannot be used, and why."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The text a model reads (`source`) and the text it learns to write (`target`)."""
+
+    source: str
+    target: str | None
+    inverted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of a prompt and its target.
+
+    Attributes:
+        input_ids: int32 array [T]: source tokens, target tokens, end of sequence.
+        loss_start: index of the first token that carries loss; all later tokens carry it too.
+    """
+
+    input_ids: np.ndarray
+    loss_start: int
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """How many tokens of this row carry loss."""
+        return len(self.input_ids) - self.loss_start
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A right-padded batch; padding follows every real token, so causal attention needs no mask.
+
+    Attributes:
+        input_ids_BT: token ids, int64 [B, T].
+        positions_N: flat indices into B*T of the positions whose *next* token carries loss, int64 [N].
+        targets_N: those next tokens, int64 [N].
+        num_tokens: real (non-padding) tokens.
+    """
+
+    input_ids_BT: torch.Tensor
+    positions_N: torch.Tensor
+    targets_N: torch.Tensor
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One decoded text.
+
+    Attributes:
+        text: the decoded, post-processed text.
+        score: sum of natural-log token probabilities, the end token included.
+        num_tokens: tokens that the sum runs over.
+        finished: the model wrote its end token within the limit.
+    """
+
+    text: str
+    score: float
+    num_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Everything known about one predicted item; one line of `predictions.jsonl`."""
+
+    id: str
+    input: str
+    reference: str | None
+    prediction: str
+    score: float
+    hypotheses: tuple[Hypothesis, ...]
+    status: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: the keys of the run-folder contract, in order."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric's value with its 95% interval and the signature that says how it was computed."""
+
+    value: float
+    low: float
+    high: float
+    signature: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form used in `metrics.json`."""
+        return asdict(self)

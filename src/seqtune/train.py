@@ -1,0 +1,367 @@
+"""THE loop: full fine-tuning and pretraining, one device or many, fresh or resumed.
+
+Optimisation depends on (data, config) alone: batches are planned for all processes together, losses are
+divided by the loss tokens of the whole step, and randomness is drawn from (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
+
+from seqtune import checkpoints, progress
+from seqtune.batching import collate, plan_epoch
+from seqtune.checkpoints import TrainState
+from seqtune.config import TrainConfig
+from seqtune.errors import ConfigError, RunError
+from seqtune.loss import TargetLoss
+from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
+from seqtune.records import Encoded
+
+LOG_EVERY = 10  # steps between lines of log.jsonl
+NUM_VALIDATIONS = 10  # by default, over the whole training
+
+# (model, number of items) -> metrics; the first metric that differs decides which weights are best
+Validate = Callable[[PreTrainedModel, int | None], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        state: the final state.
+        total_steps: steps that were planned.
+        reason: "finished", "early_stopping", "max_minutes" or "interrupted".
+    """
+
+    state: TrainState
+    total_steps: int
+    reason: str
+
+
+class StepPlan:
+    """Which rows each optimizer step reads, for every epoch.
+
+    Args:
+        lengths: tokens per row [N].
+        config: budget, accumulation, epochs and seed.
+    """
+
+    def __init__(self, lengths: np.ndarray, config: TrainConfig):
+        self.lengths = lengths
+        self.config = config
+        self.epoch_steps: list[int] = []
+        whole, part = divmod(config.epochs, 1)
+        total = 0
+        for epoch in range(math.ceil(config.epochs)):
+            steps = math.ceil(len(self._batches(epoch)) / config.gradient_accumulation)
+            self.epoch_steps.append(steps)
+            total += steps if epoch < whole else max(1, round(part * steps))
+            if config.max_steps and total >= config.max_steps:
+                break
+        self.total_steps = min(total, config.max_steps or total)
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        c = self.config
+        return plan_epoch(self.lengths, c.token_budget, c.batch_size, c.seed, epoch)
+
+    def steps_from(self, done: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yield (epoch, batches of the step) from step number `done` on."""
+        first = 0
+        for epoch, steps in enumerate(self.epoch_steps):
+            if done < first + steps:
+                batches = self._batches(epoch)
+                for i in range(max(0, done - first), steps):
+                    if first + i >= self.total_steps:
+                        return
+                    width = self.config.gradient_accumulation
+                    yield epoch, batches[i * width : (i + 1) * width]
+            first += steps
+
+
+class Trainer:
+    """One training: the model, its optimizers, the plan and the state.
+
+    Args:
+        model: a causal LM; trained in place.
+        rows: encoded training rows.
+        config: the `train` section.
+        folder: the run folder; `checkpoints/` and `log.jsonl` go there.
+        validate: generation-based validation, or `None`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[Encoded],
+        config: TrainConfig,
+        folder: Path,
+        validate: Validate | None = None,
+    ):
+        self.config = config
+        self.rows = rows
+        self.folder = folder
+        self.validate = validate
+        self.plan = StepPlan(np.array([len(r.input_ids) for r in rows]), config)
+        self.accelerator = _accelerator(config, folder)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.model = model.to(self.accelerator.device)
+        self.loss = self.accelerator.prepare(TargetLoss(self.model))
+        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config)]
+        self.state = TrainState()
+        self.validate_every = config.validate_every or max(1, math.ceil(self.plan.total_steps / NUM_VALIDATIONS))
+        self._interrupted = False
+
+    @property
+    def is_main(self) -> bool:
+        """True in the process that writes files."""
+        return self.accelerator.is_main_process
+
+    def restore(self) -> bool:
+        """Continue from the latest checkpoint, if there is one; drop log lines written after it."""
+        checkpoint = checkpoints.latest(self.folder / "checkpoints")
+        if checkpoint is not None:
+            self.state = checkpoints.load(checkpoint, self.model, self.optimizers)
+        if self.is_main:
+            log = self.folder / "log.jsonl"
+            lines = log.read_text().splitlines() if log.exists() else []
+            kept = [line for line in lines if _step_of(line) <= self.state.step]
+            log.write_text("".join(line + "\n" for line in kept))
+        return checkpoint is not None
+
+    def run(self, *, quiet: bool = False) -> Outcome:
+        """Train to the end of the plan.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        total = self.plan.total_steps
+        reason = "finished"
+        started = time.monotonic() - self.state.seconds
+        saved = time.monotonic()
+        self.loss.train()
+        with progress.show("train", total, enabled=self.is_main and not quiet) as tick, self._catch_interrupt():
+            for epoch, batches in self.plan.steps_from(self.state.step):
+                share = self._progress(started)
+                if share >= 1:
+                    reason = "max_minutes"
+                    break
+                self._step(batches, share)
+                self.state.seconds = time.monotonic() - started
+                self._log(epoch)
+                tick(self.state.step, self._remark(share))
+                last = self.state.step == total
+                if self._validation_due(last, quiet):
+                    reason = "early_stopping"
+                    break
+                if self._interrupted:
+                    reason = "interrupted"
+                    break
+                if self._checkpoint_due(saved) and not last:
+                    self.checkpoint()
+                    saved = time.monotonic()
+        if reason == "max_minutes":
+            self._validation_due(True, quiet)
+        self.checkpoint()
+        self.accelerator.end_training()
+        return Outcome(self.state, total, reason)
+
+    def load_best(self) -> None:
+        """Put the weights of the best validation back into the model."""
+        path = checkpoints.best_path(self.folder / "checkpoints", self.state.best_step)
+        if self.state.best is not None and path.exists():
+            checkpoints.load_weights(self.model, path)
+
+    def checkpoint(self) -> None:
+        """Write a resumable checkpoint (main process only)."""
+        if self.is_main:
+            checkpoints.save(self.folder / "checkpoints", self.model, self.optimizers, self.state)
+        self.accelerator.wait_for_everyone()
+
+    def _progress(self, started: float) -> float:
+        """Share of the training that is done: by steps, or by time where that is further."""
+        by_steps = (self.state.step + 0.5) / self.plan.total_steps
+        if self.config.max_minutes is None:
+            return by_steps
+        by_time = (time.monotonic() - started) / (60 * self.config.max_minutes)
+        return self._agree(max(by_steps, by_time))
+
+    def _agree(self, value: Any) -> Any:
+        """The main process's value, everywhere."""
+        if self.accelerator.num_processes == 1:
+            return value
+        box = [value]
+        broadcast_object_list(box)
+        return box[0]
+
+    def _step(self, batches: list[np.ndarray], share: float) -> None:
+        device = self.accelerator.device
+        set_learning_rates(self.optimizers, learning_rate_factor(share, self.config))
+        rank, width = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed((self.config.seed * 1_000_003 + self.state.step) * width + rank)
+        num_loss_tokens = sum(self.rows[i].num_loss_tokens for batch in batches for i in batch)
+        total = torch.zeros((), device=device)
+        for index, batch in enumerate(batches):
+            mine = batch[rank::width] if len(batch) >= width else batch[rank % len(batch) :][:1]
+            weight = 1.0 if len(batch) >= width or rank < len(batch) else 0.0
+            tensors = collate([self.rows[i] for i in mine], pad_id=0)
+            last = index == len(batches) - 1
+            with self.accelerator.autocast(), _no_sync(self.accelerator, self.loss, not last):
+                loss = weight * self.loss(
+                    tensors.input_ids_BT.to(device), tensors.positions_N.to(device), tensors.targets_N.to(device)
+                )
+                # data parallelism averages gradients over processes; the sum is wanted
+                self.accelerator.backward(loss * (width / num_loss_tokens))
+            total += loss.detach()
+        if self.config.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        mean = self.accelerator.reduce(total, "sum").item() / num_loss_tokens  # type: ignore[union-attr]
+        if not math.isfinite(mean):
+            raise RunError(
+                f"the loss is {mean} at step {self.state.step + 1}; lower train.learning_rate "
+                "(and train.muon_learning_rate), or raise train.warmup"
+            )
+        num_tokens = sum(len(self.rows[i].input_ids) for batch in batches for i in batch)
+        self.state.step += 1
+        self.state.num_tokens += num_tokens
+        pending = self.state.unlogged
+        for key, value in (("loss", mean), ("steps", 1), ("tokens", num_tokens)):
+            pending[key] = pending.get(key, 0.0) + value
+
+    def _log(self, epoch: int) -> None:
+        pending = self.state.unlogged
+        if self.state.step % LOG_EVERY and self.state.step != self.plan.total_steps:
+            return
+        line = {
+            "step": self.state.step,
+            "epoch": epoch,
+            "loss": pending["loss"] / pending["steps"],
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            "num_tokens": self.state.num_tokens,
+            "seconds": round(self.state.seconds, 3),
+        }
+        self.state.unlogged = {}
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.is_main:
+            with (self.folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+
+    def _remark(self, share: float) -> str:
+        state = self.state
+        loss = state.unlogged.get("loss", 0.0) / state.unlogged["steps"] if state.unlogged else float("nan")
+        left = state.seconds * (1 - share) / max(share, 1e-9)
+        shown = f"loss {loss:.3f} · " if state.unlogged else ""
+        return f"{shown}{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s · {progress.remaining(left)} left"
+
+    def _validation_due(self, last: bool, quiet: bool) -> bool:
+        """Validate where it is due; True if training should stop early."""
+        if self.validate is None or (self.state.step % self.validate_every and not last):
+            return False
+        state = self.state
+        metrics = None
+        if self.is_main:
+            self.model.eval()
+            metrics = self.validate(self.model, state.validation_size)
+            self.model.train()
+        metrics = self._agree(metrics)
+        assert metrics is not None
+        state.validation_size = int(metrics["num_items"])
+        self._write({"step": state.step, "seconds": round(state.seconds, 3), "validation": metrics})
+        shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        if self.is_main and not quiet:
+            progress.console().print(f"[dim]step {state.step}: validation {shown}[/dim]")
+        if state.best is None or _rank(metrics) > _rank(state.best):
+            state.best, state.best_step, state.num_worse = metrics, state.step, 0
+            if self.is_main:
+                folder = self.folder / "checkpoints"
+                folder.mkdir(exist_ok=True)
+                checkpoints.save_weights(self.model, checkpoints.best_path(folder, state.step))
+        else:
+            state.num_worse += 1
+        return self.config.early_stopping is not None and state.num_worse >= self.config.early_stopping
+
+    def _checkpoint_due(self, saved: float) -> bool:
+        if self.config.checkpoint_every:
+            return self.state.step % self.config.checkpoint_every == 0
+        return bool(self._agree(time.monotonic() - saved > 60 * self.config.checkpoint_minutes))
+
+    @contextmanager
+    def _catch_interrupt(self) -> Iterator[None]:
+        """The first Ctrl-C ends the step and writes a checkpoint, the second stops at once."""
+
+        def note(*_: object) -> None:
+            self._interrupted = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        try:
+            previous = signal.signal(signal.SIGINT, note)
+        except ValueError:  # not the main thread: nothing to catch
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    try:
+        accelerator = Accelerator(
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            log_with=config.trackers or None,
+            project_dir=str(folder),
+        )
+        if config.trackers:
+            accelerator.init_trackers("seqtune", {k: v for k, v in config.model_dump().items() if k != "trackers"})
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"train.trackers = {config.trackers}: {error}") from None
+    return accelerator
+
+
+@contextmanager
+def _no_sync(accelerator: Accelerator, module: torch.nn.Module, skip: bool) -> Iterator[None]:
+    if skip:
+        with accelerator.no_sync(module):
+            yield
+    else:
+        yield
+
+
+def _rank(metrics: dict[str, float]) -> tuple[float, ...]:
+    return tuple(value for name, value in metrics.items() if name != "num_items")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):  # the line that a kill cut in two
+        return math.inf
+
+
+def outcome_summary(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as plain values, for `metrics.json`'s neighbours and `--json`."""
+    return {"reason": outcome.reason, "total_steps": outcome.total_steps} | asdict(outcome.state)
