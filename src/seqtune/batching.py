@@ -16,9 +16,7 @@ from seqtune.records import Batch, Encoded
 POOL_BATCHES = 32  # rows are sorted by length inside pools of about this many batches
 
 
-def plan_epoch(
-    lengths: np.ndarray, token_budget: int, batch_size: int | None, seed: int, epoch: int
-) -> list[np.ndarray]:
+def plan_epoch(lengths: np.ndarray, token_budget: int, batch_size: int | None, seed: int, epoch: int) -> list[np.ndarray]:
     """Row indices of each batch of one epoch; every row appears exactly once.
 
     Args:

@@ -14,8 +14,7 @@ SHOWN = ("exact_match", "edit_similarity", "bleu_char", "bleu_13a", "chrf", "rou
 def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, interval) of the metrics that lead a table."""
     return [
-        (name, f"{metrics[name]['value']:.4f}", f"{metrics[name]['low']:.4f} to {metrics[name]['high']:.4f}")
-        for name in SHOWN
+        (name, f"{metrics[name]['value']:.4f}", f"{metrics[name]['low']:.4f} to {metrics[name]['high']:.4f}") for name in SHOWN
     ]
 
 

@@ -86,20 +86,14 @@ def _conflicts(train: Sequence[Example]) -> list[Finding]:
 def _leaks(prepared: Prepared) -> list[Finding]:
     found = []
     for side, counts in prepared.leakage.items():
+        of = f"of {counts['rows']} {side} rows have"
         for kind, level in (("same_pair", "warning"), ("same_input", "warning"), ("same_normalized_input", "note")):
             if counts[kind]:
-                what = kind.replace("same_", "same ").replace("_", " ")
-                found.append(
-                    Finding(level, f"{counts[kind]} of {counts['rows']} {side} rows have the {what} as a training row")
-                )
+                what = kind.replace("_", " ")
+                found.append(Finding(level, f"{counts[kind]} {of} the {what} as a training row"))
                 break
         if counts["same_output"]:
-            found.append(
-                Finding(
-                    "note",
-                    f"{counts['same_output']} of {counts['rows']} {side} rows have an output that training shows too",
-                )
-            )
+            found.append(Finding("note", f"{counts['same_output']} {of} an output that training shows too"))
     return found
 
 
@@ -135,17 +129,12 @@ def _swap_gain(example: Example, inputs: Counter[str], outputs: Counter[str]) ->
     own_input, own_output = Counter(_grams(example.input)), Counter(_grams(example.output or ""))
     total_in, total_out = inputs.total() + 1, outputs.total() + 1
 
-    def log_odds(
-        grams: Counter[str], here: Counter[str], size_here: int, there: Counter[str], size_there: int
-    ) -> float:
+    def log_odds(grams: Counter[str], here: Counter[str], there: Counter[str], offset: float) -> float:
         # the row's own counts are taken out, so that a rare row does not vouch for itself
-        values = [
-            np.log((there[g] + 0.5) / size_there) - np.log((here[g] - n + 0.5) / size_here) for g, n in grams.items()
-        ]
-        return float(np.mean(values))
+        return float(np.mean([np.log((there[g] + 0.5) / (here[g] - n + 0.5)) for g, n in grams.items()])) + offset
 
-    first = log_odds(own_input, inputs, total_in, outputs, total_out)
-    second = log_odds(own_output, outputs, total_out, inputs, total_in)
+    first = log_odds(own_input, inputs, outputs, float(np.log(total_in / total_out)))
+    second = log_odds(own_output, outputs, inputs, float(np.log(total_out / total_in)))
     return first + second if min(first, second) > 0 else 0.0
 
 
@@ -173,11 +162,15 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def tokens(row: Encoded, encoder: Encoder) -> list[tuple[str, bool]]:
-    """Each token's text and whether it carries loss."""
+    """Each token's text and whether it carries loss; texts join to the whole, blanks included."""
     pieces = []
-    for index, token in enumerate(row.input_ids.tolist()):
-        text = encoder.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        pieces.append((text, index >= row.loss_start))
+    shown = ""
+    for index in range(len(row.input_ids)):
+        # a token's text depends on what stands before it (word starts, split UTF-8 characters)
+        ids = row.input_ids[: index + 1].tolist()
+        text = encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        pieces.append((text[len(shown) :], index >= row.loss_start))
+        shown = text
     return pieces
 
 

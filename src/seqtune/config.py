@@ -24,13 +24,13 @@ class SplitConfig(_Section):
     """How rows are dealt to training, validation and test."""
 
     method: Literal["hash", "random", "stratified", "grouped", "column"] = Field(
-        "hash",
+        default="hash",
         description="hash: by input text, stable when rows are appended; random: exact shares; stratified: by "
         "input length; grouped: by `key` column; column: `key` column names the split",
     )
-    key: str | None = Field(None, description="column that holds the group (grouped) or the split name (column)")
-    validation: Share = Field(0.05, description="share of rows for validation during training")
-    test: Share = Field(0.1, description="share of rows held out for the final evaluation")
+    key: str | None = Field(default=None, description="column that holds the group (grouped) or the split name (column)")
+    validation: Share = Field(default=0.05, description="share of rows for validation during training")
+    test: Share = Field(default=0.1, description="share of rows held out for the final evaluation")
     seed: int = 0
 
     @model_validator(mode="after")
@@ -45,72 +45,75 @@ class SplitConfig(_Section):
 class DataConfig(_Section):
     """Where the pairs are and which columns matter."""
 
-    path: str | None = Field(None, description="CSV, TSV, JSONL or Parquet (also .gz/.zst), or hf://datasets/...")
-    validation_path: str | None = Field(None, description="a file of its own for validation")
-    test_path: str | None = Field(None, description="a file of its own for the final evaluation")
-    input: str = Field("input", description="column with the input text")
-    output: str = Field("output", description="column with the output text")
-    id: str | None = Field(None, description="column with row names; default: line numbers")
+    path: str | None = Field(default=None, description="CSV, TSV, JSONL or Parquet (also .gz/.zst), or hf://datasets/...")
+    validation_path: str | None = Field(default=None, description="a file of its own for validation")
+    test_path: str | None = Field(default=None, description="a file of its own for the final evaluation")
+    input: str = Field(default="input", description="column with the input text")
+    output: str = Field(default="output", description="column with the output text")
+    id: str | None = Field(default=None, description="column with row names; default: line numbers")
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
-        None, description="default: comma for .csv, tab for .tsv"
+        default=None, description="default: comma for .csv, tab for .tsv"
     )
-    quote: Annotated[str, Field(max_length=1)] = Field('"', description="quote character; '' for none")
+    quote: Annotated[str, Field(max_length=1)] = Field(default='"', description="quote character; '' for none")
     num_examples: PositiveInt | None = Field(
-        None, description="train on this many rows; a smaller number is a subset of a larger one"
+        default=None, description="train on this many rows; a smaller number is a subset of a larger one"
     )
-    max_input_characters: PositiveInt | None = Field(None, description="leave out rows with longer inputs")
-    max_output_characters: PositiveInt | None = Field(None, description="leave out rows with longer outputs")
-    max_cell_characters: PositiveInt = Field(100_000, description="a longer cell is a broken row")
-    max_rejected: Share = Field(0.05, description="more than this share of unusable rows is an error")
+    max_input_characters: PositiveInt | None = Field(default=None, description="leave out rows with longer inputs")
+    max_output_characters: PositiveInt | None = Field(default=None, description="leave out rows with longer outputs")
+    max_cell_characters: PositiveInt = Field(default=100_000, description="a longer cell is a broken row")
+    max_rejected: Share = Field(default=0.05, description="more than this share of unusable rows is an error")
     split: SplitConfig = Field(default_factory=SplitConfig)
 
 
 class FormatConfig(_Section):
     """How a row becomes the text a model reads and the text it writes."""
 
-    template: str = Field("plain", description="preset `plain` or `paper`, or text with {input} and other columns")
-    target: str = Field("{output}", description="target text with {output} and other columns")
-    separator: str = Field("\n", description="between instruction and answer")
-    inversion: Share = Field(0.0, description="share of training rows with instruction and answer inverted")
+    template: str = Field(default="plain", description="preset `plain` or `paper`, or text with {input} and other columns")
+    target: str = Field(default="{output}", description="target text with {output} and other columns")
+    separator: str = Field(default="\n", description="between instruction and answer")
+    inversion: Share = Field(default=0.0, description="share of training rows with instruction and answer inverted")
 
 
 class ModelConfig(_Section):
     """Which model to start from."""
 
-    name: str = Field("builtin:base", description="hub id, folder or builtin:NAME")
+    name: str = Field(default="builtin:base", description="hub id, folder or builtin:NAME")
     init: Literal["pretrained", "random"] = "pretrained"
     revision: str | None = None
-    trust_remote_code: bool = Field(False, description="run code that a hub repository brings; off unless asked")
-    max_length: PositiveInt | None = Field(None, description="token limit of prompt + target; default: the model's")
+    trust_remote_code: bool = Field(default=False, description="run code that a hub repository brings; off unless asked")
+    max_length: PositiveInt | None = Field(default=None, description="token limit of prompt + target; default: the model's")
 
 
 class TrainConfig(_Section):
     """The loop."""
 
     epochs: PositiveFloat = 3.0
-    max_steps: PositiveInt | None = Field(None, description="stop after this many optimizer steps")
-    max_minutes: PositiveFloat | None = Field(None, description="stop, fully decayed, after this much training time")
+    max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps")
+    max_minutes: PositiveFloat | None = Field(default=None, description="stop, fully decayed, after this much training time")
     optimizer: Literal["auto", "muon", "adamw"] = Field(
-        "auto", description="muon: Muon for hidden matrices, AdamW for the rest; auto: muon below 50 M parameters"
+        default="auto",
+        description="muon: Muon for hidden matrices, AdamW for the rest; auto: muon below 50 M parameters",
     )
-    learning_rate: PositiveFloat | None = Field(None, description="AdamW peak; default by model size")
-    muon_learning_rate: PositiveFloat = Field(0.02, description="Muon peak")
+    learning_rate: PositiveFloat | None = Field(default=None, description="AdamW peak; default by model size")
+    muon_learning_rate: PositiveFloat = Field(default=0.02, description="Muon peak")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Share = Field(0.03, description="share of the training spent warming up")
+    warmup: Share = Field(default=0.03, description="share of the training spent warming up")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    token_budget: PositiveInt = Field(4096, description="tokens (padding included) per batch")
-    batch_size: PositiveInt | None = Field(None, description="rows per batch instead of a token budget")
-    gradient_accumulation: PositiveInt = Field(1, description="batches per optimizer step")
-    clip: PositiveFloat | None = Field(1.0, description="gradient norm limit")
+    token_budget: PositiveInt = Field(default=4096, description="tokens (padding included) per batch")
+    batch_size: PositiveInt | None = Field(default=None, description="rows per batch instead of a token budget")
+    gradient_accumulation: PositiveInt = Field(default=1, description="batches per optimizer step")
+    clip: PositiveFloat | None = Field(default=1.0, description="gradient norm limit")
     seed: int = 0
-    loss_on: Literal["target", "all"] = Field("target", description="target tokens only, or the whole sequence")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it")
+    loss_on: Literal["target", "all"] = Field(default="target", description="target tokens only, or the whole sequence")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 where the hardware has units for it"
+    )
     gradient_checkpointing: bool = False
-    validate_every: PositiveInt | None = Field(None, description="steps between validations; default: ten in all")
-    validate_examples: PositiveInt = Field(200, description="size of the fixed validation subset")
-    validate_max_seconds: PositiveFloat = Field(60.0, description="a validation that takes longer shrinks its subset")
-    early_stopping: PositiveInt | None = Field(None, description="stop after this many validations without a gain")
-    checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints; default: by time")
+    validate_every: PositiveInt | None = Field(default=None, description="steps between validations; default: ten in all")
+    validate_examples: PositiveInt = Field(default=200, description="size of the fixed validation subset")
+    validate_max_seconds: PositiveFloat = Field(default=60.0, description="a validation that takes longer shrinks its subset")
+    early_stopping: PositiveInt | None = Field(default=None, description="stop after this many validations without a gain")
+    checkpoint_every: PositiveInt | None = Field(default=None, description="steps between checkpoints; default: by time")
     checkpoint_minutes: PositiveFloat = 5.0
     trackers: list[str] = Field(default_factory=list, description="accelerate trackers, such as tensorboard")
 
@@ -119,10 +122,10 @@ class DecodeConfig(_Section):
     """How predictions are searched for."""
 
     num_beams: Annotated[int, Field(ge=1, le=20)] = 1
-    num_return: PositiveInt = Field(1, description="hypotheses per input; at most num_beams")
+    num_return: PositiveInt = Field(default=1, description="hypotheses per input; at most num_beams")
     length_penalty: float = 1.0
-    max_new_tokens: PositiveInt | None = Field(None, description="default: from the longest training target")
-    token_budget: PositiveInt = Field(16_384, description="tokens held at once: rows x beams x length")
+    max_new_tokens: PositiveInt | None = Field(default=None, description="default: from the longest training target")
+    token_budget: PositiveInt = Field(default=16_384, description="tokens held at once: rows x beams x length")
     engine: Literal["auto", "transformers"] = "auto"
 
     @model_validator(mode="after")
@@ -135,13 +138,13 @@ class DecodeConfig(_Section):
 class Config(_Section):
     """A whole run."""
 
-    task: str | None = Field(None, description="a task.yaml that sets columns and format")
+    task: str | None = Field(default=None, description="a task.yaml that sets columns and format")
     data: DataConfig = Field(default_factory=DataConfig)
     format: FormatConfig = Field(default_factory=FormatConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
-    out: str | None = Field(None, description="run folder; default: runs/<data file name>")
+    out: str | None = Field(default=None, description="run folder; default: runs/<data file name>")
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `seqtune fit` reads back."""

@@ -10,6 +10,8 @@ A worked row with a byte-level tokenizer, `loss_on="target"`:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -31,16 +33,17 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, vocab_size: int, loss_on: str = "target"):
-        if tokenizer.eos_token_id is None:
+        end: Any = tokenizer.eos_token_id
+        if end is None:
             raise ModelError("the tokenizer has no end-of-sequence token, so a model could never learn to stop")
-        if tokenizer.eos_token_id >= vocab_size:
-            raise ModelError(f"end token id {tokenizer.eos_token_id} is beyond the model's {vocab_size} embeddings")
+        if end >= vocab_size:
+            raise ModelError(f"end token id {end} is beyond the model's {vocab_size} embeddings")
         assert loss_on in ("target", "all")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.loss_on = loss_on
-        self.end = int(tokenizer.eos_token_id)
+        self.end = int(end)
         self.start = self._start_ids()
 
     def _start_ids(self) -> list[int]:
@@ -68,9 +71,7 @@ class Encoder:
                     f"{self.max_length} (model.max_length): {source[:60]!r}"
                 )
             if len(ids) == 0:
-                raise SupervisionError(
-                    "the input is empty and the tokenizer has no start token; there is nothing to read"
-                )
+                raise SupervisionError("the input is empty and the tokenizer has no start token; there is nothing to read")
         return encoded
 
     def encode(self, prompts: list[Prompt]) -> list[Encoded | SupervisionError]:
@@ -95,8 +96,7 @@ class Encoder:
             return SupervisionError(f"token id {ids.max()} is beyond the model's {self.vocab_size} embeddings")
         if self.decode(target).strip() != prompt.target.strip():
             return SupervisionError(
-                f"the target does not survive this tokenizer: {prompt.target[:60]!r} comes back as "
-                f"{self.decode(target)[:60]!r}"
+                f"the target does not survive this tokenizer: {prompt.target[:60]!r} comes back as {self.decode(target)[:60]!r}"
             )
         # the first token has nothing before it to be predicted from
         loss_start = max(1, len(source) if self.loss_on == "target" else len(self.start))
@@ -106,4 +106,4 @@ class Encoder:
 
     def decode(self, ids: list[int]) -> str:
         """Text of target ids, special tokens left out, spaces untouched."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

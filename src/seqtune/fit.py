@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seqtune import card, models, progress, runs
@@ -73,9 +74,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
         _write_facts(folder, config, prepared, str(trainer.accelerator.device))
     if continuing:
         found = trainer.restore()
-        _say(
-            f"resuming at step {trainer.state.step}" if found else "no checkpoint was written yet; starting over", quiet
-        )
+        _say(f"resuming at step {trainer.state.step}" if found else "no checkpoint was written yet; starting over", quiet)
     outcome = trainer.run(quiet=quiet)
     if outcome.reason == "interrupted":
         raise RunError(
@@ -125,9 +124,7 @@ def _finish(
     return metrics
 
 
-def predict_with_progress(
-    predictor: Predictor, examples: list[Example], title: str, quiet: bool = False
-) -> list[Prediction]:
+def predict_with_progress(predictor: Predictor, examples: list[Example], title: str, quiet: bool = False) -> list[Prediction]:
     """Predict with a bar."""
     with progress.show(title, len(examples), enabled=not quiet) as tick:
         return predictor.predict(examples, tick)
@@ -138,5 +135,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     end = tokenizer.eos_token_id
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
+    transformers.logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

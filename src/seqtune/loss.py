@@ -5,6 +5,8 @@ The output layer runs on those positions only. Shapes: B rows, T tokens, N loss 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -29,9 +31,7 @@ class TargetLoss(nn.Module):
         """Sum of token losses in nats, a scalar in fp32."""
         return self.token_losses(input_ids_BT, positions_N, targets_N).sum()
 
-    def token_losses(
-        self, input_ids_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor
-    ) -> torch.Tensor:
+    def token_losses(self, input_ids_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         """Loss of each target in nats, fp32 [N]."""
         if not self.backbone_is_exact:
             logits_BTV = self.model(input_ids=input_ids_BT, use_cache=False).logits
@@ -39,7 +39,7 @@ class TargetLoss(nn.Module):
             return functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
         hidden_BTD = _backbone(self.model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
         hidden_ND = hidden_BTD.flatten(0, 1)[positions_N]
-        head = self.model.get_output_embeddings()
+        head: Any = self.model.get_output_embeddings()
         chunk = max(1, CHUNK_LOGITS // self.model.config.vocab_size)
         losses = [
             functional.cross_entropy(head(h).float(), t, reduction="none")

@@ -120,6 +120,14 @@ def max_length(model_config: Any, config: ModelConfig) -> int:
     return config.max_length or limit or UNLIMITED_LENGTH
 
 
+def has_bf16_units() -> bool:
+    """True where bf16 arithmetic is native: recent GPUs, and CPUs with AVX512-BF16 or AMX; elsewhere it is slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
 def best_device() -> torch.device:
     """CUDA, then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():

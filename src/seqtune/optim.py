@@ -20,13 +20,13 @@ NEWTON_SCHULZ_STEPS = 5
 MUON_LIMIT = 50_000_000  # `auto` takes Muon below this many parameters
 
 
-def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Push the singular values of stacked matrices [K, M, N] towards 1, in fp32.
+def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Push the singular values of stacked matrices [K, M, N] towards 1.
 
-    `torch.optim.Muon` iterates in bf16, which is several times slower on CPUs without bf16 units.
+    `torch.optim.Muon` always iterates in bf16, which is several times slower on CPUs without bf16 units.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.float()
+    x = matrices.to(dtype)
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
@@ -46,10 +46,18 @@ class Muon(torch.optim.Optimizer):
         parameters: two-dimensional parameters.
         lr: step size; an update is scaled by sqrt(max(1, rows / columns)).
         weight_decay: decoupled.
+        dtype: what the iteration runs in; bf16 where the hardware has units for it.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -62,7 +70,7 @@ class Muon(torch.optim.Optimizer):
                     shapes[parameter.shape].append(parameter)
             for shape, parameters in shapes.items():
                 scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                update = orthogonalize(torch.stack([self._nesterov(p) for p in parameters]))
+                update = orthogonalize(torch.stack([self._nesterov(p) for p in parameters]), self.dtype)
                 for parameter, direction in zip(parameters, update, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(direction.to(parameter.dtype), alpha=-scale)
@@ -84,7 +92,9 @@ def default_learning_rate(num_parameters: int) -> float:
     return 3e-3 * (num_parameters / 1e6) ** -0.6
 
 
-def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: PreTrainedModel, config: TrainConfig, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """AdamW alone, or Muon for hidden matrices with AdamW for embeddings, output layer, norms and biases.
 
     Each group keeps its peak rate in `peak`, from which `set_learning_rates` scales.
@@ -99,12 +109,10 @@ def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95 if muon else 0.999), fused=True
-    )
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95 if muon else 0.999), fused=True)
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if hidden:
-        optimizers.append(Muon(hidden, config.muon_learning_rate, config.weight_decay))
+        optimizers.append(Muon(hidden, config.muon_learning_rate, config.weight_decay, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

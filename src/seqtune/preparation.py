@@ -117,9 +117,7 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
     finished = Task(task.input, task.output, task.template, task.target, task.separator, limit)
     parts = [e.input_ids.tobytes() for e in encoded] + [f"{e.input}\0{e.output}".encode() for e in kept["test"]]
     key = config.data.split.key if config.data.split.method == "grouped" else None
-    return Prepared(
-        finished, kept, prompts, encoded, rejected, left_out, leakage(kept, key), runs.fingerprint(parts), num_rows
-    )
+    return Prepared(finished, kept, prompts, encoded, rejected, left_out, leakage(kept, key), runs.fingerprint(parts), num_rows)
 
 
 def _read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Example]]:
@@ -144,9 +142,7 @@ def _read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Exa
 
 def within_limits(example: Example, data: DataConfig) -> bool:
     """True if a row's texts are no longer than the length settings allow."""
-    return _within(example.input, data.max_input_characters) and _within(
-        example.output or "", data.max_output_characters
-    )
+    return _within(example.input, data.max_input_characters) and _within(example.output or "", data.max_output_characters)
 
 
 def _within(text: str, limit: int | None) -> bool:

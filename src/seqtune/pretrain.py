@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from seqtune import progress, runs
@@ -60,8 +62,9 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
     documents: list[str] = []
     for path in paths:
         try:
-            content = gzip.open(path, "rb").read() if path.suffix == ".gz" else path.read_bytes()
-            documents += [d for d in content.decode("utf-8").split("\n\n") if d.strip()]
+            content = path.read_bytes()
+            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+            documents += [d for d in text.split("\n\n") if d.strip()]
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from None
     if len(documents) < 100:
@@ -118,9 +121,7 @@ def bits_per_byte(model: LlamaForCausalLM, rows: Sequence[Encoded], num_bytes: i
     return total / math.log(2) / num_bytes
 
 
-def pretrain(
-    paths: Sequence[Path], folder: Path, shape: Shape, config: TrainConfig, *, resume: bool = False
-) -> dict[str, Any]:
+def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
     """Train tokenizer and model, measure held-out bits per byte, write a Hugging Face folder in bf16.
 
     Returns:
@@ -149,7 +150,7 @@ def pretrain(
     outcome: Outcome = trainer.run()
     if outcome.reason == "interrupted":
         raise RunError(f"interrupted at step {outcome.state.step}; the same command with --resume goes on")
-    model = model.to("cpu", torch.bfloat16)
+    nn.Module.to(model, "cpu", torch.bfloat16)
     save_model(model, tokenizer, folder)
     facts = {
         "shape": asdict(shape),
@@ -163,11 +164,13 @@ def pretrain(
         "train": config.model_dump(),
     }
     runs.write_json(folder / "pretraining.json", facts)
+    shutil.rmtree(work)
     return facts
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
     """A Llama of this shape with random weights and a tied output layer."""
+    special: Any = tokenizer
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -179,8 +182,8 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> Ll
             intermediate_size=shape.intermediate_size,
             max_position_embeddings=shape.positions,
             tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=special.bos_token_id,
+            eos_token_id=special.eos_token_id,
+            pad_token_id=special.pad_token_id,
         )
     )

@@ -22,7 +22,9 @@ def console() -> Console:
 class Tick(Protocol):
     """What a procedure calls as it goes on: done so far, and a remark."""
 
-    def __call__(self, done: float, remark: str = "") -> None: ...
+    def __call__(self, done: float, remark: str = "") -> None:
+        """Show it."""
+        ...
 
 
 def silent(done: float, remark: str = "") -> None:

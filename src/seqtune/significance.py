@@ -50,9 +50,7 @@ class Comparison:
     num_swaps: int
 
 
-def paired_randomization(
-    metric: Metric, statistics_a: np.ndarray, statistics_b: np.ndarray, seed: int = 0
-) -> Comparison:
+def paired_randomization(metric: Metric, statistics_a: np.ndarray, statistics_b: np.ndarray, seed: int = 0) -> Comparison:
     """Approximate randomisation test: swap the systems' items at random and see how often the gap is as wide.
 
     Source: Noreen 1989; Riezler & Maxwell 2005, https://aclanthology.org/W05-0908/.

@@ -97,8 +97,7 @@ def open_table(name: str, config: DataConfig) -> Table:
     kind, compression = _kind_of(path.name)
     if kind not in KINDS:
         raise DataError(
-            f"{name!r}: the ending {kind or '(none)'!r} is unknown; allowed: {', '.join(KINDS)}, "
-            "each also with .gz or .zst"
+            f"{name!r}: the ending {kind or '(none)'!r} is unknown; allowed: {', '.join(KINDS)}, each also with .gz or .zst"
         )
     if path.stat().st_size == 0:
         raise DataError(f"{name!r} is empty (0 bytes); it needs a header line and at least one row")

@@ -70,9 +70,7 @@ def _by_rank(values: np.ndarray, config: SplitConfig) -> list[str]:
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     num_test = round(config.test * len(values))
     num_validation = round(config.validation * len(values))
-    return [
-        "test" if rank < num_test else "validation" if rank < num_test + num_validation else "train" for rank in ranks
-    ]
+    return ["test" if rank < num_test else "validation" if rank < num_test + num_validation else "train" for rank in ranks]
 
 
 def _stratified(examples: Sequence[Example], config: SplitConfig) -> list[str]:

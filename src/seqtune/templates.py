@@ -61,8 +61,7 @@ class Template:
         used = _names(self.instruction, "format.template") | _names(self.target, "format.target")
         for name in sorted(used - {"input", "output"} - set(columns)):
             raise ConfigError(
-                f"the template uses {{{name}}}, which is no column{did_you_mean(name, columns)}; "
-                f"columns: {', '.join(columns)}"
+                f"the template uses {{{name}}}, which is no column{did_you_mean(name, columns)}; columns: {', '.join(columns)}"
             )
 
     def render(self, example: Example, *, inverted: bool = False) -> Prompt:

@@ -28,6 +28,7 @@ from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, RunError
 from seqtune.loss import TargetLoss
+from seqtune.models import has_bf16_units
 from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
 from seqtune.records import Encoded
 
@@ -122,7 +123,8 @@ class Trainer:
             model.gradient_checkpointing_enable()
         self.model = model.to(self.accelerator.device)
         self.loss = self.accelerator.prepare(TargetLoss(self.model))
-        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config)]
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config, dtype)]
         self.state = TrainState()
         self.validate_every = config.validate_every or max(1, math.ceil(self.plan.total_steps / NUM_VALIDATIONS))
         self._interrupted = False
@@ -328,11 +330,11 @@ class Trainer:
 def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     precision = config.precision
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if has_bf16_units() else "fp32"
     try:
         accelerator = Accelerator(
             mixed_precision="bf16" if precision == "bf16" else "no",
-            log_with=config.trackers or None,
+            log_with=[*config.trackers] or None,
             project_dir=str(folder),
         )
         if config.trackers:

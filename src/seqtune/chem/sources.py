@@ -18,9 +18,7 @@ FILES = ("chemical identifiers pubchem small.tsv", "chemical identifiers pubchem
 FIELDS = {"cid": 0, "smiles": 4, "inchikey": 6, "iupac": 7}
 
 
-def chemicals_table(
-    max_smiles: int | None = None, max_name: int | None = None
-) -> tuple[polars.DataFrame, dict[str, int]]:
+def chemicals_table(max_smiles: int | None = None, max_name: int | None = None) -> tuple[polars.DataFrame, dict[str, int]]:
     """The molecules of the `chemicals` package, one row per SMILES and per name.
 
     Args:

@@ -14,10 +14,10 @@ def pretrain(
     corpus: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="UTF-8 text, plain or .gz.")],
     out: Annotated[str, typer.Option("--out", help="Folder for the base model.")],
     vocab_size: Annotated[int, typer.Option(min=259, help="Tokens of the byte-level BPE tokenizer.")] = 2048,
-    hidden_size: Annotated[int, typer.Option(min=8, help="Width.")] = 192,
+    hidden_size: Annotated[int, typer.Option(min=8, help="Width.")] = 256,
     num_layers: Annotated[int, typer.Option(min=1, help="Blocks.")] = 4,
-    num_heads: Annotated[int, typer.Option(min=1, help="Attention heads; must divide the width.")] = 6,
-    intermediate_size: Annotated[int, typer.Option(min=8, help="Feed-forward width.")] = 512,
+    num_heads: Annotated[int, typer.Option(min=1, help="Attention heads; must divide the width.")] = 4,
+    intermediate_size: Annotated[int, typer.Option(min=8, help="Feed-forward width.")] = 688,
     settings: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     as_json: JsonOption = False,
@@ -39,7 +39,7 @@ def pretrain(
     foreign = sorted(key for key in flags if not key.startswith("train."))
     if foreign:
         raise ConfigError(f"--set {foreign[0]}: pretraining reads train.* settings only")
-    config = load_config(None, {"train.token_budget": 8192} | flags)
+    config = load_config(None, {"train.token_budget": 4096, "train.checkpoint_minutes": 3} | flags)
     from seqtune.pretrain import Shape
     from seqtune.pretrain import pretrain as procedure
 

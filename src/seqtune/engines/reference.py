@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -42,9 +44,8 @@ class TransformersEngine:
             **({"length_penalty": self.config.length_penalty, "early_stopping": False} if beams > 1 else {}),
         )
         self.model.generation_config = settings  # else unset values are taken from the model's folder
-        out = self.model.generate(
-            input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings
-        )
+        generate: Any = self.model.generate
+        out = generate(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings)
         assert isinstance(out, torch.Tensor)
         hypotheses = [self._until_end(row) for row in out[:, longest:].tolist()]
         width = self.config.num_return

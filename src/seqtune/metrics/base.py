@@ -27,9 +27,7 @@ class Metric:
     higher_is_better: bool = True
 
 
-def mean_metric(
-    name: str, signature: str, item: Callable[[str, str], float], *, higher_is_better: bool = True
-) -> Metric:
+def mean_metric(name: str, signature: str, item: Callable[[str, str], float], *, higher_is_better: bool = True) -> Metric:
     """A metric that is the mean over items of `item(prediction, reference)`.
 
     Example:

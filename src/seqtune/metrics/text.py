@@ -85,9 +85,7 @@ def _chrf() -> Metric:
     def item(prediction: str, reference: str) -> float:
         return chrf.sentence_score(prediction, [reference]).score / 100
 
-    signature = (
-        f"mean of sentences|nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|scale:0-1|sacrebleu:{sacrebleu.__version__}"
-    )
+    signature = f"mean of sentences|nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|scale:0-1|sacrebleu:{sacrebleu.__version__}"
     return mean_metric("chrf", signature, item)
 
 
@@ -97,7 +95,7 @@ def _rouge(variant: str) -> Metric:
     def item(prediction: str, reference: str) -> float:
         return scorer.score(reference, prediction)[variant].fmeasure
 
-    return mean_metric(variant.lower(), f"f-measure|mean of items|stemmer:no|rouge-score:{variant}", item)
+    return mean_metric(variant, f"f-measure|mean of items|stemmer:no|rouge-score:{variant}", item)
 
 
 def _mean(name: str, signature: str, item: Callable[[str, str], float], higher: bool = True) -> Metric:

@@ -1,0 +1,90 @@
+"""Every family: the loss is the model's own, a batch predicts what single inputs predict, scores are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from seqtune.batching import collate
+from seqtune.config import DecodeConfig, ModelConfig
+from seqtune.encode import Encoder
+from seqtune.loss import TargetLoss
+from seqtune.models import load_model, load_tokenizer
+from seqtune.predict import Predictor
+from seqtune.records import Encoded, Example, Prompt
+from seqtune.tasks import Task
+
+TASK = Task("input", "output", "Name the molecule {input}", "{output}", "\n", max_new_tokens=12)
+INPUTS = ["CC", "CCCCCCO", "C", "C1CCCCC1", "CC(C)(C)CCCCCCCCCCCCCC", "the lazy dog", "OC"]
+
+
+@pytest.fixture
+def loaded(family_folder):
+    source = ModelConfig(name=str(family_folder))
+    return load_model(source, seed=0), load_tokenizer(source)
+
+
+def test_loss_equals_the_models_own(loaded):
+    """Reference: transformers' own loss with padding mask and -100 labels, summed by hand."""
+    model, tokenizer = loaded
+    encoder = Encoder(tokenizer, 128, model.config.vocab_size)
+    prompts = [Prompt("butane\n", "2-methylpropane"), Prompt("C\n", "methane"), Prompt("the quick fox\n", "ethanol")]
+    rows = [r for r in encoder.encode(prompts) if isinstance(r, Encoded)]
+    assert len(rows) == 3
+    batch = collate(rows, pad_id=0)
+    ours = TargetLoss(model)(batch.input_ids_BT, batch.positions_N, batch.targets_N)
+
+    longest = max(len(r.input_ids) for r in rows)
+    ids = torch.zeros(3, longest, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, row in enumerate(rows):
+        n = len(row.input_ids)
+        ids[i, :n] = torch.from_numpy(row.input_ids.astype(np.int64))
+        mask[i, :n] = 1
+        labels[i, row.loss_start : n] = ids[i, row.loss_start : n]
+    theirs = model(input_ids=ids, attention_mask=mask, labels=labels).loss * (labels != -100).sum()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("beams", "n_best"), [(1, 1), (3, 2)])
+def test_batch_equals_single(loaded, beams, n_best):
+    model, tokenizer = loaded
+    predictor = Predictor(model, tokenizer, TASK, DecodeConfig(num_beams=beams, num_return=n_best))
+    examples = [Example(str(i), text, None) for i, text in enumerate(INPUTS)]
+    together = predictor.predict(examples)
+    alone = [predictor.predict([e])[0] for e in examples]
+    assert [p.id for p in together] == [e.id for e in examples]
+    for a, b in zip(together, alone, strict=True):
+        assert [h.text for h in a.hypotheses] == [h.text for h in b.hypotheses]
+        np.testing.assert_allclose([h.score for h in a.hypotheses], [h.score for h in b.hypotheses], rtol=1e-4, atol=1e-4)
+
+
+def test_beam_scores_equal_transformers(family_folder):
+    """Reference: `sequences_scores` of transformers' beam search with length penalty 0, that is, log-probability."""
+    source = ModelConfig(name=str(family_folder))
+    model, tokenizer = load_model(source, 0), load_tokenizer(source)
+    predictor = Predictor(model, tokenizer, TASK, DecodeConfig(num_beams=4, num_return=3, length_penalty=0.0))
+    prediction = predictor.predict([Example("1", "CCO", None)])[0]
+
+    reference = AutoModelForCausalLM.from_pretrained(family_folder).eval()
+    prompt = predictor.encoder.encode_sources(["Name the molecule CCO\n"])[0]
+    settings = GenerationConfig(
+        num_beams=4, num_return_sequences=3, length_penalty=0.0, max_new_tokens=12, do_sample=False,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+        output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    out = reference.generate(input_ids=torch.tensor(prompt.astype(np.int64))[None], generation_config=settings)
+    np.testing.assert_allclose([h.score for h in prediction.hypotheses], out.sequences_scores.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_start_and_end_tokens(loaded, family_folder):
+    model, tokenizer = loaded
+    encoder = Encoder(tokenizer, 128, model.config.vocab_size)
+    expected = {"opt": [tokenizer.bos_token_id], "llama": [tokenizer.bos_token_id]}.get(family_folder.name, [])
+    assert encoder.start == expected
+    row = encoder.encode([Prompt("a\n", "ethane")])[0]
+    assert isinstance(row, Encoded)
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+    assert encoder.decode(row.input_ids[row.loss_start :].tolist()) == "ethane"
