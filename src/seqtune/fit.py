@@ -18,7 +18,7 @@ from seqtune.evaluate import evaluate
 from seqtune.predict import Predictor
 from seqtune.preparation import Prepared, prepare
 from seqtune.records import Example, Prediction
-from seqtune.train import Outcome, Trainer, outcome_summary
+from seqtune.train import Outcome, Trainer, check_trackers, outcome_summary
 from seqtune.validation import Validator
 
 
@@ -58,6 +58,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     """
     folder = run_folder(config)
     runs.check_free(folder, resume=resume, overwrite=overwrite)
+    check_trackers(config.train)
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)
     model = models.load_model(config.model, config.train.seed)

@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import huggingface_hub
 import polars
@@ -119,11 +118,11 @@ def _broken_archive(table: Table, line: int, error: Exception) -> DataError:
     )
 
 
-def _bytes(table: Table) -> BinaryIO:
+def _bytes(table: Table) -> io.BufferedReader:
     if table.compression == "gzip":
-        return gzip.open(table.path, "rb")  # type: ignore[return-value]
+        return io.BufferedReader(gzip.open(table.path, "rb"))  # type: ignore[arg-type]
     if table.compression == "zstd":
-        return zstandard.open(table.path, "rb")  # type: ignore[return-value]
+        return io.BufferedReader(zstandard.open(table.path, "rb"))  # type: ignore[arg-type]
     return table.path.open("rb")
 
 
@@ -146,8 +145,7 @@ def _reader(table: Table, handle: io.TextIOWrapper, config: DataConfig) -> Itera
 def _columns(table: Table, config: DataConfig) -> list[str]:
     if table.kind == ".parquet":
         try:
-            with _bytes(table) as handle:
-                return list(polars.read_parquet_schema(handle))
+            return list(polars.read_parquet_schema(_parquet(table)))
         except (polars.exceptions.PolarsError, OSError) as error:
             raise DataError(f"{table.name!r} cannot be read as Parquet: {error}") from None
     with _text(table) as handle:
@@ -209,9 +207,16 @@ def _as_text(record: dict[str, object]) -> dict[str, str]:
     }
 
 
-def _parquet_rows(table: Table) -> Iterator[dict[str, str]]:
+def _parquet(table: Table) -> Path | io.BytesIO:
+    """Parquet needs to seek, so a compressed file is unpacked in memory."""
+    if table.compression is None:
+        return table.path
     with _bytes(table) as handle:
-        frame = polars.read_parquet(handle)
+        return io.BytesIO(handle.read())
+
+
+def _parquet_rows(table: Table) -> Iterator[dict[str, str]]:
+    frame = polars.read_parquet(_parquet(table))
     for record in frame.iter_rows(named=True):
         yield {key: "" if value is None else str(value) for key, value in record.items()}
 

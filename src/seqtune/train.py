@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
@@ -26,7 +27,7 @@ from seqtune import checkpoints, progress
 from seqtune.batching import collate, plan_epoch
 from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
-from seqtune.errors import ConfigError, RunError
+from seqtune.errors import ConfigError, RunError, did_you_mean
 from seqtune.loss import TargetLoss
 from seqtune.models import has_bf16_units
 from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
@@ -123,8 +124,9 @@ class Trainer:
             model.gradient_checkpointing_enable()
         self.model = model.to(self.accelerator.device)
         self.loss = self.accelerator.prepare(TargetLoss(self.model))
-        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
-        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config, dtype)]
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16_units())
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config, self.dtype)]
         self.state = TrainState()
         self.validate_every = config.validate_every or max(1, math.ceil(self.plan.total_steps / NUM_VALIDATIONS))
         self._interrupted = False
@@ -223,7 +225,7 @@ class Trainer:
             weight = 1.0 if len(batch) >= width or rank < len(batch) else 0.0
             tensors = collate([self.rows[i] for i in mine], pad_id=0)
             last = index == len(batches) - 1
-            with self.accelerator.autocast(), _no_sync(self.accelerator, self.loss, not last):
+            with _autocast(device, self.dtype), _no_sync(self.accelerator, self.loss, not last):
                 loss = weight * self.loss(
                     tensors.input_ids_BT.to(device), tensors.positions_N.to(device), tensors.targets_N.to(device)
                 )
@@ -328,20 +330,30 @@ class Trainer:
 
 
 def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if has_bf16_units() else "fp32"
-    try:
-        accelerator = Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            log_with=[*config.trackers] or None,
-            project_dir=str(folder),
-        )
-        if config.trackers:
-            accelerator.init_trackers("seqtune", {k: v for k, v in config.model_dump().items() if k != "trackers"})
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"train.trackers = {config.trackers}: {error}") from None
+    # precision is ours (`autocast` in `_step`): accelerate's is fixed for the life of the process
+    accelerator = Accelerator(log_with=[*config.trackers] or None, project_dir=str(folder), mixed_precision="no")
+    if config.trackers:
+        accelerator.init_trackers("seqtune", {k: v for k, v in config.model_dump().items() if k != "trackers"})
     return accelerator
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Refuse a tracker that is unknown or not installed; accelerate itself would go on without it.
+
+    Raises:
+        ConfigError: names it and what there is.
+    """
+    installed = [str(t) for t in get_available_trackers()]
+    for name in config.trackers:
+        if name not in installed:
+            raise ConfigError(
+                f"train.trackers: {name!r} is unknown or not installed{did_you_mean(name, installed)}; "
+                f"installed: {', '.join(installed) or 'none'} (pip install 'seqtune[track]' brings tensorboard)"
+            )
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 @contextmanager
