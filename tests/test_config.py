@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -87,3 +90,8 @@ def test_task_file_fills_columns_and_format(tmp_path):
     task.write_text("input: smiles\noutput: iupac\ntemplate: paper\n")
     config = load_config(overrides={"task": str(task), "data.output": "name"})
     assert (config.data.input, config.data.output, config.format.template) == ("smiles", "name", "paper")
+
+
+def test_published_schema_is_current():
+    published = Path(__file__).resolve().parents[1] / "docs" / "config.schema.json"
+    assert json.loads(published.read_text()) == Config.model_json_schema()
