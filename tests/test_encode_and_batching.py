@@ -27,6 +27,7 @@ def test_loss_is_on_target_and_end_alone(family, source, target):
         assert "does not survive" in str(row)
         return
     prompt = encoder.encode_sources([source + "\n"])[0]
+    assert isinstance(prompt, np.ndarray)
     assert row.input_ids[: row.loss_start].tolist() == prompt.tolist()
     assert row.input_ids[-1] == encoder.end
     assert encoder.end not in row.input_ids[row.loss_start : -1]

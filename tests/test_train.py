@@ -18,6 +18,7 @@ from torch import nn
 
 from conftest import pairs, write_csv
 from seqtune.config import ModelConfig, TrainConfig, load_config
+from seqtune.defaults import resolve
 from seqtune.encode import Encoder
 from seqtune.errors import RunError
 from seqtune.fit import fit
@@ -218,7 +219,15 @@ def test_golden_loss_curve(llama_folder, tmp_path):
     """Ten steps, compared with a loop written from scratch here: plain AdamW, cosine, full logits, clipping."""
     rows = encoded_rows(llama_folder, 40)
     config = TrainConfig(
-        batch_size=4, epochs=1, max_steps=10, precision="fp32", optimizer="adamw", learning_rate=1e-3, warmup=0.2, seed=3
+        batch_size=4,
+        token_budget=2048,
+        epochs=1,
+        max_steps=10,
+        precision="fp32",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        warmup=0.2,
+        seed=3,
     )
     out = tmp_path / "run"
     out.mkdir()
@@ -286,7 +295,7 @@ def test_orthogonalize_brings_singular_values_near_one():
 
 def test_optimizer_groups_cover_every_parameter_once(llama_folder):
     model = load_model(ModelConfig(name=str(llama_folder)), 0)
-    optimizers = build_optimizers(model, TrainConfig(optimizer="muon"))
+    optimizers = build_optimizers(model, TrainConfig(optimizer="muon", learning_rate=1e-3))
     held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     muon = next(o for o in optimizers if isinstance(o, Muon))
@@ -304,6 +313,18 @@ def test_schedules_warm_up_and_stay_in_range(schedule):
     assert values[0] < 0.02
     assert max(values) == pytest.approx(1.0, abs=0.02)
     assert values[-1] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=1e-6)
+
+
+def test_defaults_follow_the_sizes():
+    long, short = np.full(20_000, 60), np.full(500, 60)
+    small, large = resolve(TrainConfig(), 4_000_000, long), resolve(TrainConfig(), 125_000_000, long)
+    assert (small.optimizer, small.learning_rate, small.token_budget, small.epochs) == ("muon", 3e-3, 2048, 3)
+    assert (large.optimizer, large.token_budget) == ("adamw", 8192)
+    assert 1e-4 < (large.learning_rate or 0) < 2e-4
+    assert resolve(TrainConfig(), 4_000_000, short).epochs == 50
+    assert resolve(TrainConfig(), 4_000_000, np.full(5_000, 60)).epochs == 7  # 148 batches: 1,000 steps
+    fixed = TrainConfig(optimizer="adamw", learning_rate=1e-5, token_budget=99, epochs=1, precision="fp32")
+    assert resolve(fixed, 4_000_000, short) == fixed
 
 
 def test_plan_counts_fractional_epochs_and_resumes_anywhere():

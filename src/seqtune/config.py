@@ -87,7 +87,9 @@ class ModelConfig(_Section):
 class TrainConfig(_Section):
     """The loop."""
 
-    epochs: PositiveFloat = 3.0
+    epochs: PositiveFloat | None = Field(
+        default=None, description="default: 3, or more for a table so small that 3 make fewer than 1,000 steps"
+    )
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps")
     max_minutes: PositiveFloat | None = Field(default=None, description="stop, fully decayed, after this much training time")
     optimizer: Literal["auto", "muon", "adamw"] = Field(
@@ -99,7 +101,9 @@ class TrainConfig(_Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Share = Field(default=0.03, description="share of the training spent warming up")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    token_budget: PositiveInt = Field(default=4096, description="tokens (padding included) per batch")
+    token_budget: PositiveInt | None = Field(
+        default=None, description="tokens (padding included) per batch; default: 2,048 below 50 M parameters, else 8,192"
+    )
     batch_size: PositiveInt | None = Field(default=None, description="rows per batch instead of a token budget")
     gradient_accumulation: PositiveInt = Field(default=1, description="batches per optimizer step")
     clip: PositiveFloat | None = Field(default=1.0, description="gradient norm limit")

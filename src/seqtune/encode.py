@@ -57,22 +57,19 @@ class Encoder:
         """Token ids without special tokens; text such as `</s>` in the data stays plain text."""
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def encode_sources(self, sources: list[str]) -> list[np.ndarray]:
-        """Encode what a model reads when predicting, int32 arrays [T].
+    def encode_sources(self, sources: list[str]) -> list[np.ndarray | SupervisionError]:
+        """Encode what a model reads when predicting, int32 arrays [T]; a source that cannot be read yields the error."""
+        return [self._source(self.start + ids, text) for ids, text in zip(self.ids(sources), sources, strict=True)]
 
-        Raises:
-            SupervisionError: a source leaves no room to answer.
-        """
-        encoded = [np.array(self.start + ids, dtype=np.int32) for ids in self.ids(sources)]
-        for ids, source in zip(encoded, sources, strict=True):
-            if len(ids) >= self.max_length:
-                raise SupervisionError(
-                    f"the input takes {len(ids)} tokens and leaves no room to answer: the limit is "
-                    f"{self.max_length} (model.max_length): {source[:60]!r}"
-                )
-            if len(ids) == 0:
-                raise SupervisionError("the input is empty and the tokenizer has no start token; there is nothing to read")
-        return encoded
+    def _source(self, ids: list[int], text: str) -> np.ndarray | SupervisionError:
+        if not ids:
+            return SupervisionError("the input is empty and the tokenizer has no start token")
+        if len(ids) >= self.max_length:
+            return SupervisionError(
+                f"the input takes {len(ids)} tokens and leaves no room to answer: the limit is "
+                f"{self.max_length} (model.max_length): {text[:60]!r}"
+            )
+        return np.array(ids, dtype=np.int32)
 
     def encode(self, prompts: list[Prompt]) -> list[Encoded | SupervisionError]:
         """Encode rows for training; a row that is in doubt yields the error instead."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from seqtune import card, models, progress, runs
@@ -57,12 +59,18 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
         SeqtuneError: anything a user can put right; bad input leaves nothing half-written behind.
     """
     folder = run_folder(config)
-    runs.check_free(folder, resume=resume, overwrite=overwrite)
+    process = PartialState()  # which process this is, under torchrun; alone, the main one
+    quiet = quiet or not process.is_main_process
+    if process.is_main_process:
+        runs.check_free(folder, resume=resume, overwrite=overwrite)
     check_trackers(config.train)
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)
     model = models.load_model(config.model, config.train.seed)
-    continuing = runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)
+    continuing = [False]
+    if process.is_main_process:
+        continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]
+    broadcast_object_list(continuing)
     if runs.is_complete(folder):
         _say(f"{folder} is complete already", quiet)
         metrics = folder / "metrics.json"
@@ -73,9 +81,11 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     trainer = Trainer(model, prepared.encoded, config.train, folder, validate)
     if trainer.is_main:
         _write_facts(folder, config, prepared, str(trainer.accelerator.device))
-    if continuing:
+    _say(trainer.describe(), quiet)
+    if continuing[0]:
         found = trainer.restore()
-        _say(f"resuming at step {trainer.state.step}" if found else "no checkpoint was written yet; starting over", quiet)
+        step = trainer.state.step
+        _say(f"resuming at step {step}" if found else "no checkpoint was written yet; starting over", quiet)
     outcome = trainer.run(quiet=quiet)
     if outcome.reason == "interrupted":
         raise RunError(

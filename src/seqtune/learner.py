@@ -25,7 +25,7 @@ class SequenceLearner(BaseEstimator):
     Args:
         model: hub id, folder or builtin:NAME.
         template: preset or instruction text with {input}.
-        epochs: passes over the rows.
+        epochs: passes over the rows; `None` is right for their number.
         learning_rate: AdamW's peak; `None` is right for the model's size.
         num_beams: beams when predicting.
         seed: seed of everything.
@@ -45,7 +45,7 @@ class SequenceLearner(BaseEstimator):
         model: str = "builtin:base",
         *,
         template: str = "plain",
-        epochs: float = 3.0,
+        epochs: float | None = None,
         learning_rate: float | None = None,
         num_beams: int = 1,
         seed: int = 0,

@@ -17,7 +17,6 @@ MUON_MOMENTUM = 0.95
 # Coefficients of the quintic iteration: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-MUON_LIMIT = 50_000_000  # `auto` takes Muon below this many parameters
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -84,24 +83,17 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(state["momentum"], MUON_MOMENTUM)
 
 
-def default_learning_rate(num_parameters: int) -> float:
-    """AdamW's peak by model size: 3e-3 at 1 M, about 1.7e-4 at 125 M, 4e-5 at 1.3 B.
-
-    A power law through the rates in use for small GPT-style models; `bench/LOG.md` has what was measured.
-    """
-    return 3e-3 * (num_parameters / 1e6) ** -0.6
-
-
-def build_optimizers(
-    model: PreTrainedModel, config: TrainConfig, dtype: torch.dtype = torch.float32
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW alone, or Muon for hidden matrices with AdamW for embeddings, output layer, norms and biases.
 
     Each group keeps its peak rate in `peak`, from which `set_learning_rates` scales.
+
+    Args:
+        model: the model to train.
+        config: resolved (`seqtune.defaults.resolve`).
     """
-    num_parameters = sum(p.numel() for p in model.parameters())
-    muon = config.optimizer == "muon" or (config.optimizer == "auto" and num_parameters < MUON_LIMIT)
-    rate = config.learning_rate or (3e-3 if muon else default_learning_rate(num_parameters))
+    assert config.learning_rate, "resolved settings have a rate"
+    muon = config.optimizer == "muon"
     hidden = _hidden_matrices(model) if muon else []
     taken = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
@@ -109,9 +101,11 @@ def build_optimizers(
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95 if muon else 0.999), fused=True)
+    betas = (0.9, 0.95 if muon else 0.999)
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if hidden:
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         optimizers.append(Muon(hidden, config.muon_learning_rate, config.weight_decay, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:

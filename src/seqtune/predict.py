@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,9 +68,7 @@ class Predictor:
         """Decoding limit: the setting, else what training saw, else a default."""
         return self.decode.max_new_tokens or self.task.max_new_tokens or DEFAULT_NEW_TOKENS
 
-    def predict(
-        self, examples: Sequence[Example], tick: progress.Tick = progress.silent, max_seconds: float | None = None
-    ) -> list[Prediction]:
+    def predict(self, examples: Sequence[Example], tick: progress.Tick = progress.silent) -> list[Prediction]:
         """Predict every example, in the order given.
 
         An input that is too long gets the status `too_long` and an empty prediction; a best hypothesis that did
@@ -79,24 +77,20 @@ class Predictor:
         Args:
             examples: rows; their outputs are kept as references and never shown to the model.
             tick: told how many are done.
-            max_seconds: stop after this time; only the rows done so far are returned.
         """
-        deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self.model.eval()
         found: dict[int, Prediction] = {}
         sources: dict[int, np.ndarray] = {}
-        for index, example in enumerate(examples):
-            try:
-                sources[index] = self._encode(example)
-            except SupervisionError:
-                found[index] = _empty(example)
+        for index, ids in enumerate(self._encode(examples)):
+            if isinstance(ids, SupervisionError):
+                found[index] = _empty(examples[index])
+            else:
+                sources[index] = ids
         order = list(sources)
         beams = self.decode.num_beams
         engine = make_engine(self.model, self.encoder.end, self.decode)
         budget_lengths = [(len(sources[i]) + self.max_new_tokens) * beams for i in order]
         for batch in by_length(budget_lengths, self.decode.token_budget):
-            if deadline is not None and time.monotonic() > deadline:
-                break
             rows = [order[i] for i in batch]
             longest = max(len(sources[i]) for i in rows)
             limit = min(self.max_new_tokens, self.max_length - longest)
@@ -107,9 +101,9 @@ class Predictor:
             tick(len(found))
         return [found[i] for i in sorted(found)]
 
-    def _encode(self, example: Example) -> np.ndarray:
-        blind = Example(example.id, example.input, None, example.fields)
-        return self.encoder.encode_sources([self.template.render(blind).source])[0]
+    def _encode(self, examples: Sequence[Example]) -> list[np.ndarray | SupervisionError]:
+        prompts = [self.template.render(dataclasses.replace(e, output=None)) for e in examples]
+        return self.encoder.encode_sources([p.source for p in prompts]) if prompts else []
 
     def _prediction(self, example: Example, answers: list[list[int]], scores: list[float]) -> Prediction:
         hypotheses = tuple(

@@ -145,6 +145,7 @@ def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainCon
     at_random = bits_per_byte(model, test_rows, num_bytes)
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(model, rows, config, work)
+    progress.console().print(trainer.describe())
     if resume:
         trainer.restore()
     outcome: Outcome = trainer.run()

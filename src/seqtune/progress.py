@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 PLAIN_SECONDS = 10.0  # between lines in a pipe
 
@@ -33,11 +33,12 @@ def silent(done: float, remark: str = "") -> None:
 
 @contextmanager
 def show(title: str, total: float, *, enabled: bool = True) -> Iterator[Tick]:
-    """Show progress towards `total`; the remark stands beside the bar."""
+    """Show progress towards `total`, as a percentage if that is 1; the remark stands beside the bar."""
     if not enabled:
         yield silent
     elif sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        count = TaskProgressColumn() if total == 1 else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), count)
         with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[remark]}"), console=console()) as bar:
             task = bar.add_task(title, total=total, remark="")
 
@@ -56,7 +57,8 @@ def _plain(title: str, total: float) -> Tick:
         nonlocal last
         if done >= total or time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            print(f"{title}: {done:g}/{total:g} {remark}".rstrip(), file=sys.stderr, flush=True)
+            count = f"{done:.0%}" if total == 1 else f"{done:g}/{total:g}"
+            print(f"{title}: {count} {remark}".rstrip(), file=sys.stderr, flush=True)
 
     return tick
 

@@ -23,13 +23,12 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from seqtune import checkpoints, progress
+from seqtune import checkpoints, defaults, progress
 from seqtune.batching import collate, plan_epoch
 from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, RunError, did_you_mean
 from seqtune.loss import TargetLoss
-from seqtune.models import has_bf16_units
 from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
 from seqtune.records import Encoded
 
@@ -60,13 +59,14 @@ class StepPlan:
 
     Args:
         lengths: tokens per row [N].
-        config: budget, accumulation, epochs and seed.
+        config: resolved: budget, accumulation, epochs and seed.
     """
 
     def __init__(self, lengths: np.ndarray, config: TrainConfig):
         self.lengths = lengths
         self.config = config
         self.epoch_steps: list[int] = []
+        assert config.epochs, "resolved settings have a number of epochs"
         whole, part = divmod(config.epochs, 1)
         total = 0
         for epoch in range(math.ceil(config.epochs)):
@@ -79,6 +79,7 @@ class StepPlan:
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         c = self.config
+        assert c.token_budget
         return plan_epoch(self.lengths, c.token_budget, c.batch_size, c.seed, epoch)
 
     def steps_from(self, done: int) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -114,22 +115,36 @@ class Trainer:
         folder: Path,
         validate: Validate | None = None,
     ):
-        self.config = config
+        lengths = np.array([len(r.input_ids) for r in rows])
+        self.num_parameters = sum(p.numel() for p in model.parameters())
+        self.config = config = defaults.resolve(config, self.num_parameters, lengths)
         self.rows = rows
         self.folder = folder
         self.validate = validate
-        self.plan = StepPlan(np.array([len(r.input_ids) for r in rows]), config)
+        self.plan = StepPlan(lengths, config)
         self.accelerator = _accelerator(config, folder)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.model = model.to(self.accelerator.device)
         self.loss = self.accelerator.prepare(TargetLoss(self.model))
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16_units())
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config, self.dtype)]
+        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config)]
         self.state = TrainState()
+        self._validated = -1
         self.validate_every = config.validate_every or max(1, math.ceil(self.plan.total_steps / NUM_VALIDATIONS))
         self._interrupted = False
+
+    def describe(self) -> str:
+        """The resolved settings in one line, so that no default is silent."""
+        c = self.config
+        rates = f"{c.muon_learning_rate:g} and AdamW {c.learning_rate:g}" if c.optimizer == "muon" else f"{c.learning_rate:g}"
+        size = f"{c.batch_size} rows" if c.batch_size else f"{c.token_budget:,} tokens"
+        limit = f", at most {c.max_minutes:g} minutes" if c.max_minutes else ""
+        return (
+            f"{self.num_parameters / 1e6:.1f} M parameters on {self.accelerator.device} in {c.precision}; "
+            f"{c.optimizer} {rates}; "
+            f"{self.plan.total_steps:,} steps of {size}, {c.epochs:g} epochs{limit}"
+        )
 
     @property
     def is_main(self) -> bool:
@@ -159,7 +174,7 @@ class Trainer:
         started = time.monotonic() - self.state.seconds
         saved = time.monotonic()
         self.loss.train()
-        with progress.show("train", total, enabled=self.is_main and not quiet) as tick, self._catch_interrupt():
+        with progress.show("train", 1.0, enabled=self.is_main and not quiet) as tick, self._catch_interrupt():
             for epoch, batches in self.plan.steps_from(self.state.step):
                 share = self._progress(started)
                 if share >= 1:
@@ -168,7 +183,7 @@ class Trainer:
                 self._step(batches, share)
                 self.state.seconds = time.monotonic() - started
                 self._log(epoch)
-                tick(self.state.step, self._remark(share))
+                tick(share, self._remark(share))
                 last = self.state.step == total
                 if self._validation_due(last, quiet):
                     reason = "early_stopping"
@@ -275,14 +290,16 @@ class Trainer:
         state = self.state
         loss = state.unlogged.get("loss", 0.0) / state.unlogged["steps"] if state.unlogged else float("nan")
         left = state.seconds * (1 - share) / max(share, 1e-9)
-        shown = f"loss {loss:.3f} · " if state.unlogged else ""
+        shown = f"step {state.step} · " + (f"loss {loss:.3f} · " if state.unlogged else "")
         return f"{shown}{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s · {progress.remaining(left)} left"
 
     def _validation_due(self, last: bool, quiet: bool) -> bool:
         """Validate where it is due; True if training should stop early."""
-        if self.validate is None or (self.state.step % self.validate_every and not last):
-            return False
         state = self.state
+        due = last or state.step % self.validate_every == 0
+        if self.validate is None or not due or self._validated == state.step:
+            return False
+        self._validated = state.step
         metrics = None
         if self.is_main:
             self.model.eval()

@@ -1,0 +1,65 @@
+"""What is right for a model and a table of this size, wherever the settings leave it open.
+
+| setting | below 50 M parameters | above |
+|---|---|---|
+| optimizer | muon (with AdamW at 3e-3 for embeddings, norms, biases) | adamw |
+| learning_rate | 3e-3 | 3e-3 x (parameters / 1 M)^-0.6: 1.7e-4 at 125 M, 4e-5 at 1.3 B |
+| token_budget | 2,048 | 8,192 |
+
+Epochs are 3, or as many as give 1,000 steps if 3 give fewer, but never more than 50. What was measured for these
+choices is in `bench/LOG.md`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from seqtune.batching import plan_epoch
+from seqtune.config import TrainConfig
+from seqtune.models import has_bf16_units
+
+MUON_LIMIT = 50_000_000
+MUON_ADAMW_RATE = 3e-3
+SMALL_BUDGET, LARGE_BUDGET = 2048, 8192
+EPOCHS, MIN_STEPS, MAX_EPOCHS = 3.0, 1000, 50.0
+
+
+def adamw_rate(num_parameters: int) -> float:
+    """AdamW's peak rate by model size, a power law through the rates in use for small GPT-style models.
+
+    Example:
+        >>> round(adamw_rate(125_000_000), 5)
+        0.00017
+    """
+    return 3e-3 * (num_parameters / 1e6) ** -0.6
+
+
+def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> TrainConfig:
+    """Replace every `null` and `auto` that depends on sizes by a value; what is set stays.
+
+    Args:
+        config: the `train` section.
+        num_parameters: of the model.
+        lengths: tokens per training row [N].
+    """
+    small = num_parameters < MUON_LIMIT
+    optimizer = ("muon" if small else "adamw") if config.optimizer == "auto" else config.optimizer
+    rate = config.learning_rate or (MUON_ADAMW_RATE if optimizer == "muon" else adamw_rate(num_parameters))
+    budget = config.token_budget or (SMALL_BUDGET if small else LARGE_BUDGET)
+    precision = ("bf16" if has_bf16_units() else "fp32") if config.precision == "auto" else config.precision
+    epochs = config.epochs
+    if epochs is None:
+        batches = len(plan_epoch(lengths, budget, config.batch_size, config.seed, 0))
+        steps = math.ceil(batches / config.gradient_accumulation)
+        epochs = min(MAX_EPOCHS, max(EPOCHS, float(math.ceil(MIN_STEPS / steps))))
+    return config.model_copy(
+        update={
+            "optimizer": optimizer,
+            "learning_rate": rate,
+            "token_budget": budget,
+            "precision": precision,
+            "epochs": epochs,
+        }
+    )
