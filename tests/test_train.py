@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from conftest import pairs, write_csv
+from seqtune.batching import StepPlan
 from seqtune.config import ModelConfig, TrainConfig, load_config
 from seqtune.defaults import resolve
 from seqtune.encode import Encoder
@@ -25,7 +26,7 @@ from seqtune.fit import fit
 from seqtune.models import load_model, load_tokenizer
 from seqtune.optim import Muon, build_optimizers, learning_rate_factor, orthogonalize
 from seqtune.records import Encoded, Prompt
-from seqtune.train import StepPlan, Trainer
+from seqtune.train import Trainer
 
 
 def encoded_rows(folder: Path, count: int = 48) -> list[Encoded]:

@@ -6,11 +6,13 @@ every n-th row of a batch, so one process and many take the same optimisation st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
+from seqtune.config import TrainConfig
 from seqtune.records import Batch, Encoded
 
 POOL_BATCHES = 32  # rows are sorted by length inside pools of about this many batches
@@ -54,6 +56,48 @@ def _cut(
             start = end - 1
     if start < len(rows):
         yield rows[start:]
+
+
+class StepPlan:
+    """Which rows each optimizer step reads, for every epoch.
+
+    Args:
+        lengths: tokens per row [N].
+        config: resolved: budget, accumulation, epochs and seed.
+    """
+
+    def __init__(self, lengths: np.ndarray, config: TrainConfig):
+        self.lengths = lengths
+        self.config = config
+        self.epoch_steps: list[int] = []
+        assert config.epochs, "resolved settings have a number of epochs"
+        whole, part = divmod(config.epochs, 1)
+        total = 0
+        for epoch in range(math.ceil(config.epochs)):
+            steps = math.ceil(len(self._batches(epoch)) / config.gradient_accumulation)
+            self.epoch_steps.append(steps)
+            total += steps if epoch < whole else max(1, round(part * steps))
+            if config.max_steps and total >= config.max_steps:
+                break
+        self.total_steps = min(total, config.max_steps or total)
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        c = self.config
+        assert c.token_budget
+        return plan_epoch(self.lengths, c.token_budget, c.batch_size, c.seed, epoch)
+
+    def steps_from(self, done: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yield (epoch, batches of the step) from step number `done` on."""
+        first = 0
+        for epoch, steps in enumerate(self.epoch_steps):
+            if done < first + steps:
+                batches = self._batches(epoch)
+                for i in range(max(0, done - first), steps):
+                    if first + i >= self.total_steps:
+                        return
+                    width = self.config.gradient_accumulation
+                    yield epoch, batches[i * width : (i + 1) * width]
+            first += steps
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:

@@ -81,6 +81,9 @@ class ModelConfig(_Section):
     init: Literal["pretrained", "random"] = "pretrained"
     revision: str | None = None
     trust_remote_code: bool = Field(default=False, description="run code that a hub repository brings; off unless asked")
+    adapt_vocabulary: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="add this many frequent pieces of the training texts to the vocabulary"
+    )
     max_length: PositiveInt | None = Field(default=None, description="token limit of prompt + target; default: the model's")
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from seqtune.errors import ModelError, SupervisionError
 from seqtune.records import Encoded, Prompt
+from seqtune.vocab import add_pieces
 
 
 class Encoder:
@@ -52,6 +53,12 @@ class Encoder:
         bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         at = next((i for i in range(len(with_special)) if with_special[i : i + len(bare)] == bare), 0)
         return list(with_special[:at])
+
+    def adapt(self, texts: list[str], num_pieces: int) -> dict[int, list[int]]:
+        """Add the frequent pieces of `texts` to the vocabulary; see `seqtune.vocab.add_pieces`."""
+        new_tokens = add_pieces(self.tokenizer, texts, num_pieces)
+        self.vocab_size = max([self.vocab_size, *(token + 1 for token in new_tokens)])
+        return new_tokens
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids without special tokens; text such as `</s>` in the data stays plain text."""

@@ -22,6 +22,7 @@ from seqtune.preparation import Prepared, prepare
 from seqtune.records import Example, Prediction
 from seqtune.train import Outcome, Trainer, check_trackers, outcome_summary
 from seqtune.validation import Validator
+from seqtune.vocab import extend_embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)
     model = models.load_model(config.model, config.train.seed)
+    extend_embeddings(model, prepared.new_tokens)
     continuing = [False]
     if process.is_main_process:
         continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]

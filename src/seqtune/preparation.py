@@ -38,6 +38,7 @@ class Prepared:
         leakage: held-out rows that training has seen.
         fingerprint: changes with the rows, the template and the tokenizer.
         num_rows: rows read, the rejected ones included.
+        new_tokens: tokens added to the vocabulary -> the tokens that spelt them before.
     """
 
     task: Task
@@ -49,6 +50,7 @@ class Prepared:
     leakage: dict[str, dict[str, int]]
     fingerprint: str
     num_rows: int
+    new_tokens: dict[int, list[int]]
 
     def report(self) -> dict[str, Any]:
         """The content of `data.json`."""
@@ -61,6 +63,7 @@ class Prepared:
             "num_tokens": int(lengths.sum()),
             "num_loss_tokens": sum(e.num_loss_tokens for e in self.encoded),
             "max_tokens": int(lengths.max()),
+            "num_new_tokens": len(self.new_tokens),
             "left_out": self.left_out,
             "rejected": {"total": len(self.rejected), "by_reason": _by_reason(self.rejected)},
             "leakage": self.leakage,
@@ -91,6 +94,8 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
     dealt["train"] = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
     template.check_columns(list(next(iter(dealt["train"])).fields))
     turned = inverted_ids(dealt["train"], config.format.inversion, config.train.seed)
+    texts = [text for e in dealt["train"] for text in (e.input, e.output or "")]
+    new_tokens = encoder.adapt(texts, config.model.adapt_vocabulary) if config.model.adapt_vocabulary else {}
     kept: dict[str, list[Example]] = {side: [] for side in SPLITS}
     prompts: list[Prompt] = []
     encoded: list[Encoded] = []
@@ -117,7 +122,9 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
     finished = Task(task.input, task.output, task.template, task.target, task.separator, limit)
     parts = [e.input_ids.tobytes() for e in encoded] + [f"{e.input}\0{e.output}".encode() for e in kept["test"]]
     key = config.data.split.key if config.data.split.method == "grouped" else None
-    return Prepared(finished, kept, prompts, encoded, rejected, left_out, leakage(kept, key), runs.fingerprint(parts), num_rows)
+    return Prepared(
+        finished, kept, prompts, encoded, rejected, left_out, leakage(kept, key), runs.fingerprint(parts), num_rows, new_tokens
+    )
 
 
 def _read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Example]]:

@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from seqtune import checkpoints, defaults, progress
-from seqtune.batching import collate, plan_epoch
+from seqtune.batching import StepPlan, collate
 from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, RunError, did_you_mean
@@ -52,48 +52,6 @@ class Outcome:
     state: TrainState
     total_steps: int
     reason: str
-
-
-class StepPlan:
-    """Which rows each optimizer step reads, for every epoch.
-
-    Args:
-        lengths: tokens per row [N].
-        config: resolved: budget, accumulation, epochs and seed.
-    """
-
-    def __init__(self, lengths: np.ndarray, config: TrainConfig):
-        self.lengths = lengths
-        self.config = config
-        self.epoch_steps: list[int] = []
-        assert config.epochs, "resolved settings have a number of epochs"
-        whole, part = divmod(config.epochs, 1)
-        total = 0
-        for epoch in range(math.ceil(config.epochs)):
-            steps = math.ceil(len(self._batches(epoch)) / config.gradient_accumulation)
-            self.epoch_steps.append(steps)
-            total += steps if epoch < whole else max(1, round(part * steps))
-            if config.max_steps and total >= config.max_steps:
-                break
-        self.total_steps = min(total, config.max_steps or total)
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        c = self.config
-        assert c.token_budget
-        return plan_epoch(self.lengths, c.token_budget, c.batch_size, c.seed, epoch)
-
-    def steps_from(self, done: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Yield (epoch, batches of the step) from step number `done` on."""
-        first = 0
-        for epoch, steps in enumerate(self.epoch_steps):
-            if done < first + steps:
-                batches = self._batches(epoch)
-                for i in range(max(0, done - first), steps):
-                    if first + i >= self.total_steps:
-                        return
-                    width = self.config.gradient_accumulation
-                    yield epoch, batches[i * width : (i + 1) * width]
-            first += steps
 
 
 class Trainer:
@@ -170,7 +128,7 @@ class Trainer:
             RunError: the loss is not finite.
         """
         total = self.plan.total_steps
-        reason = "finished"
+        reason, epoch = "finished", 0
         started = time.monotonic() - self.state.seconds
         saved = time.monotonic()
         self.loss.train()
@@ -180,14 +138,17 @@ class Trainer:
                 if share >= 1:
                     reason = "max_minutes"
                     break
-                self._step(batches, share)
-                self.state.seconds = time.monotonic() - started
-                self._log(epoch)
-                tick(share, self._remark(share))
-                last = self.state.step == total
-                if self._validation_due(last, quiet):
+                if self._has_stalled():
                     reason = "early_stopping"
                     break
+                self._step(batches, share)
+                self.state.seconds = time.monotonic() - started
+                tick(share, self._remark(share))
+                last = self.state.step == total
+                if last or self.state.step % LOG_EVERY == 0:
+                    self._log(epoch)
+                if last or self.state.step % self.validate_every == 0:
+                    self._validate(quiet)
                 if self._interrupted:
                     reason = "interrupted"
                     break
@@ -195,7 +156,8 @@ class Trainer:
                     self.checkpoint()
                     saved = time.monotonic()
         if reason == "max_minutes":
-            self._validation_due(True, quiet)
+            self._log(epoch)
+            self._validate(quiet)
         self.checkpoint()
         self.accelerator.end_training()
         return Outcome(self.state, total, reason)
@@ -267,7 +229,7 @@ class Trainer:
 
     def _log(self, epoch: int) -> None:
         pending = self.state.unlogged
-        if self.state.step % LOG_EVERY and self.state.step != self.plan.total_steps:
+        if not pending:
             return
         line = {
             "step": self.state.step,
@@ -284,7 +246,9 @@ class Trainer:
         if self.is_main:
             with (self.folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
-        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+        values = {k: v for k, v in line.items() if k not in ("step", "validation")}
+        values |= {f"validation/{k}": v for k, v in line.get("validation", {}).items()}
+        self.accelerator.log(values, step=line["step"])
 
     def _remark(self, share: float) -> str:
         state = self.state
@@ -293,12 +257,15 @@ class Trainer:
         shown = f"step {state.step} · " + (f"loss {loss:.3f} · " if state.unlogged else "")
         return f"{shown}{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s · {progress.remaining(left)} left"
 
-    def _validation_due(self, last: bool, quiet: bool) -> bool:
-        """Validate where it is due; True if training should stop early."""
+    def _has_stalled(self) -> bool:
+        """True if early stopping is on and the last validations brought no gain."""
+        return self.config.early_stopping is not None and self.state.num_worse >= self.config.early_stopping
+
+    def _validate(self, quiet: bool) -> None:
+        """Score the weights as they are, unless that was done at this step, and keep them if they are the best."""
         state = self.state
-        due = last or state.step % self.validate_every == 0
-        if self.validate is None or not due or self._validated == state.step:
-            return False
+        if self.validate is None or self._validated == state.step:
+            return
         self._validated = state.step
         metrics = None
         if self.is_main:
@@ -320,7 +287,6 @@ class Trainer:
                 checkpoints.save_weights(self.model, checkpoints.best_path(folder, state.step))
         else:
             state.num_worse += 1
-        return self.config.early_stopping is not None and state.num_worse >= self.config.early_stopping
 
     def _checkpoint_due(self, saved: float) -> bool:
         if self.config.checkpoint_every:

@@ -1,0 +1,74 @@
+"""Fit a base's vocabulary to the task: whole tokens for strings that the base would shred.
+
+A base trained on English spells `=CC=C` or `oxidanyl` in many tokens. Frequent pieces of the training texts are added to its
+tokenizer, and each new row of the embedding starts as the mean of the rows it was spelt with until then. Fewer tokens a row
+are fewer steps to read and to get right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from seqtune.errors import ModelError
+
+MIN_FREQUENCY = 5
+NUM_PROBES = 200
+
+
+def frequent_pieces(texts: Sequence[str], num_pieces: int) -> list[str]:
+    """The first `num_pieces` merges of byte-pair encoding over whole texts; digits stay apart, so numbers stay readable.
+
+    Example:
+        >>> frequent_pieces(["abab", "ab1"] * 5, 1)
+        ['ab']
+    """
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
+    alphabet = len({character for text in texts for character in text})
+    trainer = trainers.BpeTrainer(vocab_size=alphabet + num_pieces, min_frequency=MIN_FREQUENCY, show_progress=False)
+    trained.train_from_iterator(texts, trainer)
+    ordered = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    return [piece for piece, _ in ordered if len(piece) > 1][:num_pieces]
+
+
+def add_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], num_pieces: int) -> dict[int, list[int]]:
+    """Add the frequent pieces of `texts` to a tokenizer, in place.
+
+    Returns:
+        New token id -> the ids that spelt it before.
+
+    Raises:
+        ModelError: the tokenizer does not give texts back once pieces are added (SentencePiece's kind marks word starts).
+    """
+    known = tokenizer.get_vocab()
+    pieces = [piece for piece in frequent_pieces(texts, num_pieces) if piece not in known]
+    if not pieces:
+        return {}
+    parts = tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    pieces_with_parts = [(p, ids) for p, ids in zip(pieces, parts, strict=True) if len(ids) > 1]
+    tokenizer.add_tokens([AddedToken(p, normalized=False) for p, _ in pieces_with_parts])
+    for text in texts[:NUM_PROBES]:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip() != text.strip():
+            raise ModelError(
+                f"model.adapt_vocabulary does not work with this tokenizer: {text[:60]!r} is not given back; it needs a "
+                "byte-level one (GPT-2's kind); --set model.adapt_vocabulary=0"
+            )
+    return {int(tokenizer.convert_tokens_to_ids(p)): ids for p, ids in pieces_with_parts}  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def extend_embeddings(model: PreTrainedModel, new_tokens: dict[int, list[int]]) -> None:
+    """Give every new token a row, the mean of its parts' rows, in the embedding and in an untied output layer."""
+    if not new_tokens:
+        return
+    size = max(model.config.vocab_size, max(new_tokens) + 1)
+    model.resize_token_embeddings(size, mean_resizing=False)
+    layers = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for weight in layers.values():
+        for token, parts in new_tokens.items():
+            weight[token] = weight[parts].mean(dim=0)  # type: ignore[index]
