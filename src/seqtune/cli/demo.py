@@ -66,7 +66,8 @@ def _show(shown: Demo, seconds: float) -> None:
     assert shown.fitted.metrics is not None
     out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
     table = Table(title=f"{shown.fitted.metrics['num_items']} held-out molecules", title_justify="left")
-    for heading in ("metric", "base model", "fine-tuned", "95% interval"):
+    base = f"base model ({shown.base_metrics['num_items']} of them)"
+    for heading in ("metric", base, "fine-tuned", "95% interval"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
     for name in SHOWN:
         ours = shown.fitted.metrics[name]
