@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/seqtune demo --out demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: install
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; spinning threads would fight for the cores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FAMILIES = ("opt", "gpt_neo", "gpt2", "gpt_neox", "bloom", "llama")

@@ -156,3 +156,31 @@ def test_missing_extra_names_the_remedy(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'seqtune\[chem\]'"):
         chemicals_table()
+
+
+def test_demo_runs_from_table_to_verdicts(tmp_path, monkeypatch, capsys):
+    """The real verb on a handful of molecules for a few steps; the full one is `make demo`."""
+    pytest.importorskip("chemicals")
+    import polars
+
+    import seqtune.cli  # noqa: F401 - registers the verbs
+    from seqtune import demo
+    from seqtune.cli.app import run_app
+
+    monkeypatch.setattr(demo, "MAX_SMILES", 9)
+    monkeypatch.setattr(demo, "NUM_BASE_ROWS", 5)
+    monkeypatch.setattr(demo, "MAX_NAME", 15)
+    out = tmp_path / "demo"
+    assert run_app(["demo", "--out", str(out), "--minutes", "0.03"]) == 0
+    text = capsys.readouterr().out
+    assert "base model (5 of them)" in text
+    assert text.count("right  ") + text.count("WRONG") == 10
+    assert text.count("reference:") == text.count("WRONG")
+    table = polars.read_csv(out / "molecules.csv")
+    skeleton = dict(zip(table["cid"].cast(str), table["skeleton"], strict=True))
+    tested = {skeleton[json.loads(x)["id"]] for x in (out / "run" / "predictions.jsonl").read_text().splitlines()}
+    data = json.loads((out / "run" / "data.json").read_text())
+    assert data["leakage"]["test"]["same_key"] == 0
+    assert len(tested) > 5
+    assert run_app(["demo", "--out", str(out)]) == 1
+    assert "exists and is not empty" in capsys.readouterr().err

@@ -71,7 +71,7 @@ class Predictor:
     def predict(self, examples: Sequence[Example], tick: progress.Tick = progress.silent) -> list[Prediction]:
         """Predict every example, in the order given.
 
-        An input that is too long gets the status `too_long` and an empty prediction; a best hypothesis that did
+        An input that is `empty` or `too_long` gets that status and an empty prediction; a best hypothesis that did
         not end within the limit gets `unfinished`.
 
         Args:
@@ -82,8 +82,10 @@ class Predictor:
         found: dict[int, Prediction] = {}
         sources: dict[int, np.ndarray] = {}
         for index, ids in enumerate(self._encode(examples)):
-            if isinstance(ids, SupervisionError):
-                found[index] = _empty(examples[index])
+            if not examples[index].input.strip():
+                found[index] = _unanswered(examples[index], "empty")
+            elif isinstance(ids, SupervisionError):
+                found[index] = _unanswered(examples[index], "too_long")
             else:
                 sources[index] = ids
         order = list(sources)
@@ -136,5 +138,5 @@ class Predictor:
         return [sums[i : i + width] for i in range(0, len(sums), width)]
 
 
-def _empty(example: Example) -> Prediction:
-    return Prediction(example.id, example.input, example.output, "", 0.0, (), "too_long")
+def _unanswered(example: Example, status: str) -> Prediction:
+    return Prediction(example.id, example.input, example.output, "", 0.0, (), status)

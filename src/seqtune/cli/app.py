@@ -52,6 +52,9 @@ def root(
     """Turn a small pretrained language model and a table of pairs into a measured specialist."""
 
 
+_DISK_FULL = "the disk is full{}; free some space, then --resume goes on from the last checkpoint"
+
+
 def run_app(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit code: 0 done, 1 bad input, 2 usage, 130 interrupted."""
     try:
@@ -69,10 +72,14 @@ def run_app(arguments: Sequence[str]) -> int:
         return DONE
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            place = f" while writing {error.filename!r}" if error.filename else ""
-            return complain(f"the disk is full{place}; free some space, then --resume goes on from the last checkpoint")
+            return complain(_DISK_FULL.format(f" while writing {error.filename!r}" if error.filename else ""))
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
             return complain(f"{error.strerror}: {error.filename!r}")
+        raise
+    except Exception as error:
+        # safetensors and polars wrap the operating system's error in types of their own
+        if "No space left on device" in str(error):
+            return complain(_DISK_FULL.format(""))
         raise
     return DONE
 

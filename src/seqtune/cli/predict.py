@@ -67,6 +67,8 @@ def predict(
                 print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
             yield from predict_with_progress(predictor, examples, "predict")
             return
+        if not texts and sys.stdin.isatty():
+            print("reading stdin, one input a line; Ctrl-D ends it", file=sys.stderr)
         lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
         numbered = (Example(str(i), text, None) for i, text in enumerate(lines, start=1))
         while chunk := [e for _, e in zip(range(CHUNK), numbered, strict=False)]:
