@@ -15,7 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 install: $(VENV)/installed
 
 demo: install
-	$(BIN)/seqtune demo --out demo
+	$(BIN)/seqtune demo --out demo --overwrite
 
 test: install
 	$(BIN)/python -m pytest -n 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from seqtune.splits import hash_order
 from seqtune.tasks import Task
 
 MAX_SMILES, MAX_NAME = 40, 50
+TABLE = "molecules.csv"
 NUM_SAMPLES = 10
 NUM_BASE_ROWS = 200
 
@@ -38,17 +40,22 @@ class Demo:
     samples: Sequence[Prediction]
 
 
-def build_table(folder: Path) -> tuple[Path, dict[str, int]]:
+def build_table(folder: Path, *, overwrite: bool = False) -> tuple[Path, dict[str, int]]:
     """Write the short-molecule slice of the `chemicals` package as a table; returns its path and the counts.
 
     Raises:
         RunError: the folder is in the way.
     """
+    if overwrite and (folder / TABLE).exists():  # nothing but an earlier demonstration is ever removed
+        shutil.rmtree(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{str(folder)!r} exists and is not empty; name another folder with --out")
+        raise RunError(
+            f"{str(folder)!r} exists and is not empty; replace an earlier demonstration with --overwrite, "
+            "or name another folder with --out"
+        )
     frame, counts = chemicals_table(MAX_SMILES, MAX_NAME)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "molecules.csv"
+    path = folder / TABLE
     frame.write_csv(path)
     return path, counts
 

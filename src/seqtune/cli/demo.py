@@ -19,6 +19,7 @@ MINUTES = 4.5
 def demo(
     out: Annotated[str, typer.Option("--out", help="Folder for the table and the run.")] = "demo",
     minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="Training time.")] = MINUTES,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demonstration.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Teach the embedded base model to name molecules, offline, in about six minutes on two cores.
@@ -34,7 +35,7 @@ def demo(
     from seqtune.preparation import prepare
 
     began = time.monotonic()
-    table, counts = procedure.build_table(Path(out))
+    table, counts = procedure.build_table(Path(out), overwrite=overwrite)
     config = procedure.configuration(table, Path(out), minutes)
     prepared = prepare(config, make_encoder(config))
     sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())

@@ -51,12 +51,16 @@ def predict(
         decode__engine=engine,
     )
     config = load_config(None, flags)
+    from pathlib import Path
+
     from seqtune.fit import predict_with_progress
     from seqtune.predict import Predictor
     from seqtune.records import Example
     from seqtune.runs import write_predictions
     from seqtune.sources import read_examples
 
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
     predictor = Predictor.load(run, config.decode)
 
     def answers() -> Iterator[Prediction]:
@@ -67,16 +71,16 @@ def predict(
                 print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
             yield from predict_with_progress(predictor, examples, "predict")
             return
+        chunk_size = CHUNK
         if not texts and sys.stdin.isatty():
             print("reading stdin, one input a line; Ctrl-D ends it", file=sys.stderr)
+            chunk_size = 1
         lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
         numbered = (Example(str(i), text, None) for i, text in enumerate(lines, start=1))
-        while chunk := [e for _, e in zip(range(CHUNK), numbered, strict=False)]:
+        while chunk := [e for _, e in zip(range(chunk_size), numbered, strict=False)]:
             yield from predictor.predict(chunk)
 
     if out:
-        from pathlib import Path
-
         write_predictions(Path(out), answers())
         return
     for number, prediction in enumerate(answers(), start=1):
