@@ -55,16 +55,7 @@ def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], me
         "## Results on the test rows",
         "",
     ]
-    if metrics is None:
-        lines.append("There were no test rows, so nothing is known about unseen inputs.")
-    else:
-        lines += [
-            f"{metrics['num_items']} rows, 95% bootstrap intervals; signatures are in `metrics.json`.",
-            "",
-            "| metric | value | 95% interval |",
-            "|---|---|---|",
-            *(f"| {name} | {value} | {interval} |" for name, value, interval in metric_rows(metrics)),
-        ]
+    lines += _results(metrics)
     lines += [
         "",
         "## Limits",
@@ -82,3 +73,15 @@ def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], me
         "",
     ]
     return "\n".join(lines)
+
+
+def _results(metrics: dict[str, Any] | None) -> list[str]:
+    if metrics is None:
+        return ["There were no test rows, so nothing is known about unseen inputs."]
+    return [
+        f"{metrics['num_items']} rows, 95% bootstrap intervals; signatures are in `metrics.json`.",
+        "",
+        "| metric | value | 95% interval |",
+        "|---|---|---|",
+        *(f"| {name} | {value} | {interval} |" for name, value, interval in metric_rows(metrics)),
+    ]

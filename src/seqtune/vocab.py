@@ -8,6 +8,7 @@ are fewer steps to read and to get right.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
@@ -50,7 +51,8 @@ def add_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], num_pie
         return {}
     parts = tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     pieces_with_parts = [(p, ids) for p, ids in zip(pieces, parts, strict=True) if len(ids) > 1]
-    tokenizer.add_tokens([AddedToken(p, normalized=False) for p, _ in pieces_with_parts])
+    added: list[str | AddedToken] = [AddedToken(p, normalized=False) for p, _ in pieces_with_parts]
+    tokenizer.add_tokens(added)
     for text in texts[:NUM_PROBES]:
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip() != text.strip():
@@ -68,7 +70,7 @@ def extend_embeddings(model: PreTrainedModel, new_tokens: dict[int, list[int]]) 
         return
     size = max(model.config.vocab_size, max(new_tokens) + 1)
     model.resize_token_embeddings(size, mean_resizing=False)
-    layers = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for weight in layers.values():
+    both: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
+    for weight in {id(layer.weight): layer.weight for layer in both}.values():
         for token, parts in new_tokens.items():
-            weight[token] = weight[parts].mean(dim=0)  # type: ignore[index]
+            weight[token] = weight[parts].mean(dim=0)

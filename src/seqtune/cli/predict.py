@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,8 @@ import typer
 from seqtune.cli.app import BeamsOption, EngineOption, InputOption, JsonOption, ReturnOption, SetOption, app, overrides
 
 if TYPE_CHECKING:
+    from seqtune.config import DataConfig
+    from seqtune.predict import Predictor
     from seqtune.records import Prediction
 
 CHUNK = 256  # lines of stdin answered at once
@@ -53,43 +56,47 @@ def predict(
     config = load_config(None, flags)
     from pathlib import Path
 
-    from seqtune.fit import predict_with_progress
     from seqtune.predict import Predictor
-    from seqtune.records import Example
     from seqtune.runs import write_predictions
-    from seqtune.sources import read_examples
 
+    predictor = Predictor.load(run, config.decode)
+    if file:
+        columns = {"input": input or predictor.task.input, "output": predictor.task.output}
+        answers = _from_table(predictor, file, config.data.model_copy(update=columns))
+    else:
+        answers = _from_lines(predictor, texts)
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor.load(run, config.decode)
-
-    def answers() -> Iterator[Prediction]:
-        if file:
-            columns = {"input": input or predictor.task.input, "output": predictor.task.output}
-            examples, bad = read_examples(file, config.data.model_copy(update=columns), need_output=False)
-            for row in bad:
-                print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
-            yield from predict_with_progress(predictor, examples, "predict")
-            return
-        chunk_size = CHUNK
-        if not texts and sys.stdin.isatty():
-            print("reading stdin, one input a line; Ctrl-D ends it", file=sys.stderr)
-            chunk_size = 1
-        lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
-        numbered = (Example(str(i), text, None) for i, text in enumerate(lines, start=1))
-        while chunk := [e for _, e in zip(range(chunk_size), numbered, strict=False)]:
-            yield from predictor.predict(chunk)
-
-    if out:
-        write_predictions(Path(out), answers())
+        write_predictions(Path(out), answers)
         return
-    for number, prediction in enumerate(answers(), start=1):
+    for number, prediction in enumerate(answers, start=1):
         _print(prediction, number, as_json)
 
 
-def _print(prediction: Prediction, number: int, as_json: bool) -> None:
-    import json
+def _from_table(predictor: Predictor, file: str, data: DataConfig) -> Iterator[Prediction]:
+    from seqtune.fit import predict_with_progress
+    from seqtune.sources import read_examples
 
+    examples, rejected = read_examples(file, data, need_output=False)
+    for row in rejected:
+        print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
+    yield from predict_with_progress(predictor, examples, "predict")
+
+
+def _from_lines(predictor: Predictor, texts: list[str] | None) -> Iterator[Prediction]:
+    from seqtune.records import Example
+
+    chunk_size = CHUNK
+    if not texts and sys.stdin.isatty():
+        print("reading stdin, one input a line; Ctrl-D ends it", file=sys.stderr)
+        chunk_size = 1
+    lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
+    numbered = (Example(str(i), text, None) for i, text in enumerate(lines, start=1))
+    while chunk := [e for _, e in zip(range(chunk_size), numbered, strict=False)]:
+        yield from predictor.predict(chunk)
+
+
+def _print(prediction: Prediction, number: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps(prediction.to_dict(), ensure_ascii=False), flush=True)
         return
