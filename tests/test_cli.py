@@ -172,7 +172,7 @@ def test_compare_two_files(fitted):
 def test_check_shows_loss_and_findings(llama_folder, tmp_path):
     rows = [*pairs(100), ("100", "another"), ("one two", "17"), ("three four five", "345")]
     table = write_csv(tmp_path / "odd.csv", rows)
-    text = run("check", str(table), "--model", str(llama_folder), "--set", "data.split.test=0").stdout
+    text = run("check", str(table), "--model", str(llama_folder), "--set", "data.split={test: 0, validation: 0}").stdout
     assert "«one zero zero</s>»" in text.replace("« ", "«")
     assert "1 inputs have different outputs in different rows, such as '100' (lines 2, 102)" in text
     assert "2 rows look inverted against the rest (lines 103, 104)" in text

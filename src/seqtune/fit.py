@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +19,7 @@ from seqtune.evaluate import evaluate
 from seqtune.predict import Predictor
 from seqtune.preparation import Prepared, prepare
 from seqtune.records import Example, Prediction
-from seqtune.train import Outcome, Trainer, check_trackers, outcome_summary
+from seqtune.train import Outcome, Trainer, check_trackers, outcome_summary, process_state
 from seqtune.validation import Validator
 from seqtune.vocab import extend_embeddings
 
@@ -60,7 +59,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
         SeqtuneError: anything a user can put right; bad input leaves nothing half-written behind.
     """
     folder = run_folder(config)
-    process = PartialState()  # which process this is, under torchrun; alone, the main one
+    process = process_state()
     quiet = quiet or not process.is_main_process
     if process.is_main_process:
         runs.check_free(folder, resume=resume, overwrite=overwrite)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
@@ -98,6 +99,8 @@ class Trainer:
         rates = f"{c.muon_learning_rate:g} and AdamW {c.learning_rate:g}" if c.optimizer == "muon" else f"{c.learning_rate:g}"
         size = f"{c.batch_size} rows" if c.batch_size else f"{c.token_budget:,} tokens"
         limit = f", at most {c.max_minutes:g} minutes" if c.max_minutes else ""
+        width = self.accelerator.num_processes
+        limit += f", {width} processes" if width > 1 else ""
         return (
             f"{self.num_parameters / 1e6:.1f} M parameters on {self.accelerator.device} in {c.precision}; "
             f"{c.optimizer} {rates}; "
@@ -314,10 +317,20 @@ class Trainer:
 
 def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     # precision is ours (`autocast` in `_step`): accelerate's is fixed for the life of the process
-    accelerator = Accelerator(log_with=[*config.trackers] or None, project_dir=str(folder), mixed_precision="no")
+    state = process_state()
+    accelerator = Accelerator(
+        log_with=[*config.trackers] or None, project_dir=str(folder), mixed_precision="no", cpu=state._cpu
+    )
     if config.trackers:
         accelerator.init_trackers("seqtune", {k: v for k, v in config.model_dump().items() if k != "trackers"})
     return accelerator
+
+
+def process_state() -> PartialState:
+    """Which process this is, under torchrun; alone, the main one."""
+    # without a GPU accelerate must be told that several processes share the work, or each trains by itself
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=several and not torch.accelerator.is_available())
 
 
 def check_trackers(config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -41,6 +42,8 @@ def fit(
     from seqtune.fit import fit as procedure
 
     fitted = procedure(resolved, resume=resume, overwrite=overwrite)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+        return
     if as_json:
         print_json({"run": str(fitted.folder), "outcome": fitted.outcome, "metrics": fitted.metrics})
         return
