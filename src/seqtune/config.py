@@ -81,6 +81,7 @@ class ModelConfig(_Section):
     init: Literal["pretrained", "random"] = "pretrained"
     revision: str | None = None
     trust_remote_code: bool = Field(default=False, description="run code that a hub repository brings; off unless asked")
+    trim_vocabulary: bool = Field(default=True, description="keep only the tokens that the training rows and any text need")
     adapt_vocabulary: Annotated[int, Field(ge=0)] = Field(
         default=0, description="add this many frequent pieces of the training texts to the vocabulary"
     )
@@ -132,8 +133,13 @@ class DecodeConfig(_Section):
     num_return: PositiveInt = Field(default=1, description="hypotheses per input; at most num_beams")
     length_penalty: float = 1.0
     max_new_tokens: PositiveInt | None = Field(default=None, description="default: from the longest training target")
-    token_budget: PositiveInt = Field(default=16_384, description="tokens held at once: rows x beams x length")
-    engine: Literal["auto", "transformers"] = "auto"
+    token_budget: PositiveInt = Field(default=16_384, description="tokens held at once")
+    engine: Literal["auto", "native", "transformers", "ctranslate2", "vllm"] = Field(
+        default="auto", description="auto: native where it is exact, else transformers (the reference)"
+    )
+    weights: Literal["auto", "float32", "float16", "int8"] = Field(
+        default="auto", description="precision of the weights; int8 is for CPUs and changes some answers"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> DecodeConfig:

@@ -5,6 +5,7 @@
     ├── DataError           a table cannot be read or holds too little that can be used
     │   └── SupervisionError    it is in doubt which tokens of a row carry loss
     ├── ModelError          a model or tokenizer cannot be loaded or does not fit the task
+    │   └── VocabularyError     a tokenizer cannot be trimmed
     ├── RunError            a run folder is missing, incomplete or in the way
     └── MissingDependencyError  an optional package is needed; the text names the extra
 
@@ -35,6 +36,10 @@ class SupervisionError(DataError):
 
 class ModelError(SeqtuneError):
     """A model or tokenizer cannot be loaded or does not fit the task."""
+
+
+class VocabularyError(ModelError):
+    """A tokenizer cannot be trimmed; it is then kept whole."""
 
 
 class RunError(SeqtuneError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 from accelerate.utils import broadcast_object_list
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,14 +15,17 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from seqtune import card, models, progress, runs
 from seqtune.config import Config
 from seqtune.encode import Encoder
-from seqtune.errors import RunError
+from seqtune.errors import RunError, VocabularyError
 from seqtune.evaluate import evaluate
 from seqtune.predict import Predictor
 from seqtune.preparation import Prepared, prepare
 from seqtune.records import Example, Prediction
 from seqtune.train import Outcome, Trainer, check_trackers, outcome_summary, process_state
 from seqtune.validation import Validator
-from seqtune.vocab import extend_embeddings
+from seqtune.vocab import extend_embeddings, trim_embeddings, trim_tokenizer
+
+VOCABULARY = "vocabulary.json"  # which tokens of the base the model kept
+NUM_COMPARED = 1000  # rows on which the trimmed tokenizer is compared with the whole one
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,9 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     prepared = prepare(config, encoder)
     model = models.load_model(config.model, config.train.seed)
     extend_embeddings(model, prepared.new_tokens)
+    tokenizer, kept = encoder.tokenizer, None
+    if config.model.trim_vocabulary:
+        tokenizer, kept = _trim(model, tokenizer, prepared, quiet)
     continuing = [False]
     if process.is_main_process:
         continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]
@@ -78,10 +85,12 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
         return Fitted(folder, {"reason": "complete"}, json.loads(metrics.read_text()) if metrics.exists() else None)
     if prepared.rejected:
         _say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl", quiet)
-    validate = Validator(encoder.tokenizer, prepared, config) if prepared.examples["validation"] else None
+    validate = Validator(tokenizer, prepared, config) if prepared.examples["validation"] else None
     trainer = Trainer(model, prepared.encoded, config.train, folder, validate)
     if trainer.is_main:
         _write_facts(folder, config, prepared, str(trainer.accelerator.device))
+        if kept is not None:
+            runs.write_json(folder / VOCABULARY, {"base": config.model.name, "kept_tokens": kept.tolist()})
     _say(trainer.describe(), quiet)
     if continuing[0]:
         found = trainer.restore()
@@ -96,8 +105,24 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     trainer.load_best()
     metrics = None
     if trainer.is_main:
-        metrics = _finish(trainer.model, encoder.tokenizer, prepared, config, outcome, quiet)
+        metrics = _finish(trainer.model, tokenizer, prepared, config, outcome, quiet)
     return Fitted(folder, outcome_summary(outcome), metrics)
+
+
+def _trim(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, quiet: bool
+) -> tuple[PreTrainedTokenizerBase, np.ndarray | None]:
+    """Drop the tokens that the task does without from model, tokenizer and rows; a tokenizer that resists stays whole."""
+    texts = [text for p in prepared.prompts[:NUM_COMPARED] for text in (p.source, p.target or "")]
+    try:
+        trimmed = trim_tokenizer(tokenizer, prepared.encoded.used_ids().tolist(), texts)
+    except VocabularyError as error:
+        _say(f"the vocabulary stays whole: {error}", quiet)
+        return tokenizer, None
+    _say(f"vocabulary: {len(trimmed.kept):,} of {model.config.get_text_config().vocab_size:,} tokens are kept", quiet)
+    trim_embeddings(model, trimmed.kept)
+    prepared.encoded = prepared.encoded.renumbered(trimmed.kept)
+    return trimmed.tokenizer, trimmed.kept
 
 
 def _say(text: str, quiet: bool) -> None:

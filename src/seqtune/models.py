@@ -11,6 +11,7 @@ import transformers
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from seqtune.attention import use_fast_attention
 from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, did_you_mean
 
@@ -44,6 +45,12 @@ def _location(config: ModelConfig) -> str:
     if path.is_absolute() or config.name.startswith((".", "~")):
         raise ModelError(f"the model folder {config.name!r} does not exist")
     return config.name
+
+
+def local_folder(config: ModelConfig) -> Path | None:
+    """The folder that holds the model, `None` for a hub id."""
+    path = Path(_location(config))
+    return path if path.is_dir() else None
 
 
 def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
@@ -105,6 +112,7 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
         transformers.logging.set_verbosity(verbosity)
     if model.config.get_text_config().is_encoder_decoder:
         raise ModelError(f"{config.name!r} is an encoder-decoder; seqtune trains causal (decoder-only) models")
+    use_fast_attention(model)
     return model
 
 

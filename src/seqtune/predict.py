@@ -1,4 +1,4 @@
-"""Inputs -> predictions: sorted by length, batched under a token budget, returned in the order given."""
+"""Inputs -> predictions, through an engine, returned in the order given."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seqtune import models, progress
-from seqtune.batching import by_length, collate
 from seqtune.config import DecodeConfig, ModelConfig
 from seqtune.encode import Encoder
 from seqtune.engines import make_engine
 from seqtune.errors import RunError, SupervisionError
-from seqtune.loss import TargetLoss
-from seqtune.records import Encoded, Example, Hypothesis, Prediction
+from seqtune.records import Candidate, Example, Hypothesis, Prediction
 from seqtune.tasks import Task
 
 DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
@@ -31,20 +28,28 @@ class Predictor:
         tokenizer: its tokenizer.
         task: columns and template.
         decode: search settings.
+        folder: where the model lies, for engines that load it themselves.
 
     Example:
         predictor = Predictor.load(Path("runs/names"))
         predictor.predict([Example("1", "CCO", None)])[0].prediction
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, decode: DecodeConfig):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        decode: DecodeConfig,
+        folder: Path | None = None,
+    ):
         self.model = model
         self.task = task
         self.decode = decode
         self.max_length = models.max_length(model.config, ModelConfig())
         self.encoder = Encoder(tokenizer, self.max_length, model.config.vocab_size)
         self.template = task.rendering
-        self.loss = TargetLoss(model)
+        self.engine = make_engine(model.eval(), self.encoder.end, decode, folder)
 
     @classmethod
     def load(cls, run: str, decode: DecodeConfig) -> Predictor:
@@ -61,7 +66,7 @@ class Predictor:
         task = Task.load(task_file) if task_file.exists() else Task("input", "output", "plain", "{output}", "\n")
         source = ModelConfig(name=run)
         model = models.load_model(source, seed=0).to(models.best_device())  # type: ignore[arg-type]
-        return cls(model, models.load_tokenizer(source), task, decode)
+        return cls(model, models.load_tokenizer(source), task, decode, models.local_folder(source))
 
     @property
     def max_new_tokens(self) -> int:
@@ -89,53 +94,26 @@ class Predictor:
             else:
                 sources[index] = ids
         order = list(sources)
-        beams = self.decode.num_beams
-        engine = make_engine(self.model, self.encoder.end, self.decode)
-        budget_lengths = [(len(sources[i]) + self.max_new_tokens) * beams for i in order]
-        for batch in by_length(budget_lengths, self.decode.token_budget):
-            rows = [order[i] for i in batch]
-            longest = max(len(sources[i]) for i in rows)
-            limit = min(self.max_new_tokens, self.max_length - longest)
-            answers = engine.generate([sources[i] for i in rows], limit)
-            scores = self._scores([sources[i] for i in rows], answers)
-            for i, ids, values in zip(rows, answers, scores, strict=True):
-                found[i] = self._prediction(examples[i], ids, values)
-            tick(len(found))
+        if order:
+            limits = [min(self.max_new_tokens, self.max_length - len(sources[i])) for i in order]
+            for position, candidates in self.engine.generate([sources[i] for i in order], limits):
+                index = order[position]
+                found[index] = self._prediction(examples[index], candidates)
+                tick(len(found))
         return [found[i] for i in sorted(found)]
 
     def _encode(self, examples: Sequence[Example]) -> list[np.ndarray | SupervisionError]:
         prompts = [self.template.render(dataclasses.replace(e, output=None)) for e in examples]
         return self.encoder.encode_sources([p.source for p in prompts]) if prompts else []
 
-    def _prediction(self, example: Example, answers: list[list[int]], scores: list[float]) -> Prediction:
+    def _prediction(self, example: Example, candidates: list[Candidate]) -> Prediction:
         hypotheses = tuple(
-            Hypothesis(self.task.answer(self.encoder.decode(ids)), score, len(ids), ids[-1:] == [self.encoder.end])
-            for ids, score in zip(answers, scores, strict=True)
+            Hypothesis(self.task.answer(self.encoder.decode(c.ids)), c.score, len(c.ids), c.ids[-1:] == [self.encoder.end])
+            for c in candidates
         )
         best = hypotheses[0]
         status = "ok" if best.finished else "unfinished"
         return Prediction(example.id, example.input, example.output, best.text, best.score, hypotheses, status)
-
-    @torch.inference_mode()
-    def _scores(self, sources: list[np.ndarray], answers: list[list[list[int]]]) -> list[list[float]]:
-        """Log-probability of every hypothesis, by reading it once more: exact, and the same for every engine."""
-        flat = [
-            Encoded(np.concatenate([source, np.array(ids, dtype=np.int32)]), len(source))
-            for source, group in zip(sources, answers, strict=True)
-            for ids in group
-        ]
-        sums: list[float] = [0.0] * len(flat)
-        device = self.model.device
-        for chunk in by_length([len(r.input_ids) for r in flat], self.decode.token_budget):
-            rows = [flat[i] for i in chunk]
-            batch = collate(rows, pad_id=0)
-            losses_N = self.loss.token_losses(
-                batch.input_ids_BT.to(device), batch.positions_N.to(device), batch.targets_N.to(device)
-            )
-            for i, part in zip(chunk, losses_N.split([r.num_loss_tokens for r in rows]), strict=True):
-                sums[i] = -part.sum().item()
-        width = len(answers[0])
-        return [sums[i : i + width] for i in range(0, len(sums), width)]
 
 
 def _unanswered(example: Example, status: str) -> Prediction:

@@ -9,19 +9,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from seqtune import runs
 from seqtune.config import Config, DataConfig
 from seqtune.encode import Encoder
-from seqtune.errors import ConfigError, SupervisionError
-from seqtune.records import Encoded, Example, Prompt, Rejected
+from seqtune.errors import ConfigError
+from seqtune.records import Example, Prompt, Rejected
 from seqtune.sources import check_rejected_share, read_examples
 from seqtune.splits import SPLITS, leakage, split_examples, subset
 from seqtune.tasks import Task
 from seqtune.templates import inverted_ids
-
-ENCODE_ROWS = 10_000  # rows handed to the tokenizer at once
+from seqtune.token_table import TokenTable, encode_table
 
 
 @dataclass(slots=True)
@@ -44,7 +41,7 @@ class Prepared:
     task: Task
     examples: dict[str, list[Example]]
     prompts: list[Prompt]
-    encoded: list[Encoded]
+    encoded: TokenTable
     rejected: list[Rejected]
     left_out: dict[str, int]
     leakage: dict[str, dict[str, int]]
@@ -54,15 +51,14 @@ class Prepared:
 
     def report(self) -> dict[str, Any]:
         """The content of `data.json`."""
-        lengths = np.array([len(e.input_ids) for e in self.encoded])
         return {
             "fingerprint": self.fingerprint,
             "num_rows": self.num_rows,
             "splits": {side: len(rows) for side, rows in self.examples.items()},
             "num_inverted": sum(p.inverted for p in self.prompts),
-            "num_tokens": int(lengths.sum()),
-            "num_loss_tokens": sum(e.num_loss_tokens for e in self.encoded),
-            "max_tokens": int(lengths.max()),
+            "num_tokens": int(self.encoded.lengths.sum()),
+            "num_loss_tokens": int(self.encoded.num_loss_tokens.sum()),
+            "max_tokens": int(self.encoded.lengths.max()),
             "num_new_tokens": len(self.new_tokens),
             "left_out": self.left_out,
             "rejected": {"total": len(self.rejected), "by_reason": _by_reason(self.rejected)},
@@ -96,31 +92,25 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
     turned = inverted_ids(dealt["train"], config.format.inversion, config.train.seed)
     texts = [text for e in dealt["train"] for text in (e.input, e.output or "")]
     new_tokens = encoder.adapt(texts, config.model.adapt_vocabulary) if config.model.adapt_vocabulary else {}
-    kept: dict[str, list[Example]] = {side: [] for side in SPLITS}
+    kept: dict[str, list[Example]] = {}
     prompts: list[Prompt] = []
-    encoded: list[Encoded] = []
-    longest_target = 0
+    encoded = TokenTable.of([])
     for side in SPLITS:
         rows = dealt[side]
         rendered = [template.render(e, inverted=side == "train" and i in turned) for i, e in enumerate(rows)]
-        for start in range(0, len(rows), ENCODE_ROWS):
-            part = slice(start, start + ENCODE_ROWS)
-            for example, prompt, row in zip(rows[part], rendered[part], encoder.encode(rendered[part]), strict=True):
-                if isinstance(row, SupervisionError):
-                    rejected.append(Rejected(example.file, example.line, str(row)))
-                    continue
-                kept[side].append(example)
-                if side == "train":
-                    prompts.append(prompt)
-                    encoded.append(row)
-                    longest_target = max(longest_target, row.num_loss_tokens)
+        table, errors = encode_table(encoder, rendered)
+        rejected += [Rejected(rows[i].file, rows[i].line, reason) for i, reason in errors.items()]
+        kept[side] = [e for i, e in enumerate(rows) if i not in errors]
+        if side == "train":
+            encoded, prompts = table, [p for i, p in enumerate(rendered) if i not in errors]
     if rejected:
         check_rejected_share(len(rejected), num_rows, config.data.max_rejected, rejected[0])
     if not encoded:
         raise ConfigError("no training row is left after encoding; see model.max_length and data.split")
+    longest_target = int(encoded.num_loss_tokens.max())
     limit = int(longest_target * 1.25) + 8
     finished = Task(task.input, task.output, task.template, task.target, task.separator, limit)
-    parts = [e.input_ids.tobytes() for e in encoded] + [f"{e.input}\0{e.output}".encode() for e in kept["test"]]
+    parts = [encoded.fingerprint().encode()] + [f"{e.input}\0{e.output}".encode() for e in kept["test"]]
     key = config.data.split.key if config.data.split.method == "grouped" else None
     return Prepared(
         finished, kept, prompts, encoded, rejected, left_out, leakage(kept, key), runs.fingerprint(parts), num_rows, new_tokens

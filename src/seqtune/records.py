@@ -86,6 +86,19 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """What an engine found for one input: token ids, before they become text.
+
+    Attributes:
+        ids: target ids, up to and including the end token if the model wrote it.
+        score: sum of natural-log token probabilities.
+    """
+
+    ids: list[int]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hypothesis:
     """One decoded text.
 

@@ -74,7 +74,7 @@ class Trainer:
         folder: Path,
         validate: Validate | None = None,
     ):
-        lengths = np.array([len(r.input_ids) for r in rows])
+        lengths = np.array([len(row.input_ids) for row in rows])
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self.config = config = defaults.resolve(config, self.num_parameters, lengths)
         self.rows = rows
@@ -162,8 +162,16 @@ class Trainer:
             self._log(epoch)
             self._validate(quiet)
         self.checkpoint()
-        self.accelerator.end_training()
+        self._end()
         return Outcome(self.state, total, reason)
+
+    def _end(self) -> None:
+        """Close trackers and the process group."""
+        # the parallel wrapper goes first: if it were the last to hold the group, the group's destructor would wait for its
+        # threads with the interpreter locked, and they for the interpreter
+        self.loss = self.accelerator.unwrap_model(self.loss)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def load_best(self) -> None:
         """Put the weights of the best validation back into the model."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from seqtune.batching import by_length, collate
 from seqtune.config import DecodeConfig
+from seqtune.loss import TargetLoss
+from seqtune.records import Candidate, Encoded
 
 
 class TransformersEngine:
@@ -22,10 +26,19 @@ class TransformersEngine:
         self.model = model
         self.end = end
         self.config = config
+        self.loss = TargetLoss(model)
 
     @torch.inference_mode()
-    def generate(self, sources: list[np.ndarray], max_new_tokens: int) -> list[list[list[int]]]:
+    def generate(self, sources: Sequence[np.ndarray], limits: Sequence[int]) -> Iterator[tuple[int, list[Candidate]]]:
         """See `Engine.generate`."""
+        lengths = [(len(s) + limit) * self.config.num_beams for s, limit in zip(sources, limits, strict=True)]
+        for batch in by_length(lengths, self.config.token_budget):
+            chosen = [sources[i] for i in batch]
+            hypotheses = self._search(chosen, min(limits[i] for i in batch))
+            for index, source, group in zip(batch, chosen, hypotheses, strict=True):
+                yield int(index), [Candidate(ids, score) for ids, score in zip(group, self._scores(source, group), strict=True)]
+
+    def _search(self, sources: list[np.ndarray], max_new_tokens: int) -> list[list[list[int]]]:
         longest = max(len(s) for s in sources)
         ids_BT = torch.full((len(sources), longest), self.end, dtype=torch.long)
         mask_BT = torch.zeros_like(ids_BT)
@@ -53,3 +66,13 @@ class TransformersEngine:
 
     def _until_end(self, ids: list[int]) -> list[int]:
         return ids[: ids.index(self.end) + 1] if self.end in ids else ids
+
+    def _scores(self, source: np.ndarray, group: list[list[int]]) -> list[float]:
+        """Log-probability of every hypothesis, by reading it once more; `generate` gives it for beams only."""
+        rows = [Encoded(np.concatenate([source, np.array(ids, dtype=np.int32)]), len(source)) for ids in group]
+        batch = collate(rows, pad_id=0)
+        device = self.model.device
+        losses_N = self.loss.token_losses(
+            batch.input_ids_BT.to(device), batch.positions_N.to(device), batch.targets_N.to(device)
+        )
+        return [-part.sum().item() for part in losses_N.split([r.num_loss_tokens for r in rows])]

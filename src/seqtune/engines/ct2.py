@@ -1,0 +1,91 @@
+"""CTranslate2: quantised decoding on CPUs and GPUs for the families that it has a loader for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from seqtune.config import DecodeConfig
+from seqtune.errors import ConfigError, MissingDependencyError
+from seqtune.records import Candidate
+
+FAMILIES = ("bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "llama", "mistral", "mpt", "opt", "phi", "qwen2")
+
+
+class CTranslate2Engine:
+    """Greedy and beam search through CTranslate2; the model is converted once and kept beside its folder.
+
+    Args:
+        model: tells family and device.
+        end: end token.
+        config: `weights` is int8, float16 or float32.
+        folder: the model's folder.
+
+    Raises:
+        ConfigError: there is no loader for the family, or no folder to convert.
+        MissingDependencyError: ctranslate2 is not installed.
+    """
+
+    def __init__(self, model: PreTrainedModel, end: int, config: DecodeConfig, folder: Path | None):
+        family = model.config.model_type
+        if family not in FAMILIES:
+            raise ConfigError(
+                f"decode.engine = 'ctranslate2' has no loader for {family!r} (it has: {', '.join(FAMILIES)}); use 'native'"
+            )
+        if folder is None or not folder.is_dir():
+            raise ConfigError("decode.engine = 'ctranslate2' needs a run or model folder on disk")
+        try:
+            self.package: Any = importlib.import_module("ctranslate2")
+        except ImportError:
+            raise MissingDependencyError("ctranslate2", "fast", "the engine 'ctranslate2'") from None
+        self.end, self.config = end, config
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        weights = "float32" if config.weights == "auto" else config.weights
+        device = model.device.type
+        self.generator = self.package.Generator(
+            str(self._converted(folder, weights)), device=device, compute_type=weights,
+            **({"intra_threads": torch.get_num_threads()} if device == "cpu" else {}),
+        )  # fmt: skip
+
+    def _converted(self, folder: Path, weights: str) -> Path:
+        newest = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
+        final = folder.parent / f"{folder.name}-ctranslate2-{weights}"
+        if final.exists() and final.stat().st_mtime_ns > newest:
+            return final
+        hidden = final.with_name(f".{final.name}.{os.getpid()}")
+        converter: Any = importlib.import_module("ctranslate2.converters").TransformersConverter(str(folder))
+        try:
+            converter.convert(str(hidden), quantization=weights, force=True)
+            shutil.rmtree(final, ignore_errors=True)
+            hidden.rename(final)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+        return final
+
+    def generate(self, sources: Sequence[np.ndarray], limits: Sequence[int]) -> Iterator[tuple[int, list[Candidate]]]:
+        """See `Engine.generate`."""
+        config = self.config
+        limit = max(limits)
+        prompts = [self.tokenizer.convert_ids_to_tokens(source.tolist()) for source in sources]
+        rows = max(1, config.token_budget // (config.num_beams * (max(map(len, sources)) + limit)))
+        order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
+        for start in range(0, len(order), rows):
+            batch = order[start : start + rows]
+            results = self.generator.generate_batch(
+                [prompts[i] for i in batch], beam_size=config.num_beams, num_hypotheses=config.num_return,
+                length_penalty=config.length_penalty, max_length=limit, end_token=[self.end], return_end_token=True,
+                include_prompt_in_result=False, sampling_topk=1, return_scores=True,
+            )  # fmt: skip
+            for index, result in zip(batch, results, strict=True):
+                ids = [list(found)[: limits[index]] for found in result.sequences_ids]
+                power = config.length_penalty if config.num_beams > 1 else 0.0
+                scores = [s * len(i) ** power for s, i in zip(result.scores, result.sequences_ids, strict=True)]
+                yield index, [Candidate(i, float(s)) for i, s in zip(ids, scores, strict=True)]
