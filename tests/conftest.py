@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; spinning threads would fight for the cores
+os.environ.setdefault("SEQTUNE_CACHE", str(Path(tempfile.gettempdir()) / "seqtune-test-cache"))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FAMILIES = ("opt", "gpt_neo", "gpt2", "gpt_neox", "bloom", "llama")

@@ -20,7 +20,7 @@ from seqtune.evaluate import evaluate, read_predictions
 VERBS = ["check", "compare", "data", "demo", "doctor", "evaluate", "fit", "predict", "pretrain", "score"]
 ARTEFACTS = {
     "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
-    "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "task.yaml",
+    "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "task.yaml", "vocabulary.json",
 }  # fmt: skip
 
 

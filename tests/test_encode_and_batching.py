@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from conftest import build_tokenizer
 from seqtune.batching import by_length, collate, plan_epoch
+from seqtune.config import TrainConfig
 from seqtune.encode import Encoder
 from seqtune.errors import ModelError, SupervisionError
 from seqtune.records import Encoded, Prompt
@@ -95,28 +96,30 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=300)
 
 
 @settings(max_examples=100, deadline=None)
-@given(lengths=LENGTHS, budget=st.integers(1, 2000), seed=st.integers(0, 5), epoch=st.integers(0, 3))
-def test_plan_holds_every_row_once_and_keeps_the_budget(lengths, budget, seed, epoch):
+@given(LENGTHS, st.integers(1, 2000), st.integers(0, 5), st.integers(0, 3), st.sampled_from(["bucket", "pack"]))
+def test_plan_holds_every_row_once_and_keeps_the_budget(lengths, budget, seed, epoch, batching):
     array = np.array(lengths)
-    batches = plan_epoch(array, budget, None, seed, epoch)
+    config = TrainConfig(token_budget=budget, seed=seed, batching=batching)
+    batches = plan_epoch(array, config, epoch)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * array[batch].max() <= budget
-    again = plan_epoch(array, budget, None, seed, epoch)
+        size = array[batch].sum() if batching == "pack" else len(batch) * array[batch].max()
+        assert len(batch) == 1 or size <= budget
+    again = plan_epoch(array, config, epoch)
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths=LENGTHS, size=st.integers(1, 20))
-def test_plan_by_rows(lengths, size):
-    batches = plan_epoch(np.array(lengths), 1, size, 0, 0)
+@given(LENGTHS, st.integers(1, 20), st.sampled_from(["bucket", "pack"]))
+def test_plan_by_rows(lengths, size, batching):
+    batches = plan_epoch(np.array(lengths), TrainConfig(batch_size=size, batching=batching), 0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert max(len(b) for b in batches) <= size
 
 
 def test_epochs_are_shuffled_anew_and_padding_is_small():
     lengths = np.clip(np.random.default_rng(0).lognormal(4, 0.45, 4000).astype(int), 5, 300)
-    first, second = (plan_epoch(lengths, 2048, None, 0, epoch) for epoch in (0, 1))
+    first, second = (plan_epoch(lengths, TrainConfig(token_budget=2048), epoch) for epoch in (0, 1))
     assert [b.tolist() for b in first] != [b.tolist() for b in second]
     padded = sum(len(b) * lengths[b].max() for b in first)
     assert lengths.sum() / padded > 0.95
@@ -138,3 +141,24 @@ def test_collate_points_at_the_right_tokens():
     assert batch.positions_N.tolist() == [1, 2, 3]
     assert batch.targets_N.tolist() == [7, 8, 4]
     assert batch.num_tokens == 6
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=40), st.integers(1, 100))
+def test_packed_rows_hold_every_token_once_in_its_place(lengths, size):
+    """Each row of the batch can be read back from places and documents; the loss positions are those of the padded batch."""
+    rng = np.random.default_rng(0)
+    rows = [Encoded(rng.integers(1, 99, n).astype(np.int32), int(rng.integers(1, n))) for n in lengths]
+    batch = collate(rows, 0, pack_length=size)
+    assert batch.documents_BT is not None
+    assert batch.places_BT is not None
+    for i, row in enumerate(rows):
+        mine = batch.documents_BT == i
+        assert batch.input_ids_BT[mine].tolist() == row.input_ids[:-1].tolist()
+        assert batch.places_BT[mine].tolist() == list(range(len(row.input_ids) - 1))
+    read = list(zip(batch.input_ids_BT.flatten()[batch.positions_N].tolist(), batch.targets_N.tolist(), strict=True))
+    padded = collate(rows, 0)
+    assert sorted(read) == sorted(
+        zip(padded.input_ids_BT.flatten()[padded.positions_N].tolist(), padded.targets_N.tolist(), strict=True)
+    )
+    assert batch.input_ids_BT.shape[1] <= max(size, max(lengths) - 1)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from seqtune.batching import collate
 from seqtune.config import DecodeConfig, ModelConfig
 from seqtune.encode import Encoder
-from seqtune.loss import TargetLoss
+from seqtune.loss import TargetLoss, can_pack
 from seqtune.models import load_model, load_tokenizer
 from seqtune.predict import Predictor
 from seqtune.records import Encoded, Example, Prompt
@@ -34,7 +34,7 @@ def test_loss_equals_the_models_own(loaded):
     rows = [r for r in encoder.encode(prompts) if isinstance(r, Encoded)]
     assert len(rows) == 3
     batch = collate(rows, pad_id=0)
-    ours = TargetLoss(model)(batch.input_ids_BT, batch.positions_N, batch.targets_N)
+    ours = TargetLoss(model)(batch)
 
     longest = max(len(r.input_ids) for r in rows)
     ids = torch.zeros(3, longest, dtype=torch.long)
@@ -46,6 +46,30 @@ def test_loss_equals_the_models_own(loaded):
         labels[i, row.loss_start : n] = ids[i, row.loss_start : n]
     theirs = model(input_ids=ids, attention_mask=mask, labels=labels).loss * (labels != -100).sum()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_packed_equals_padded(loaded, family_folder):
+    """Losses and gradients of rows behind one another are those of rows below one another, or the family is refused."""
+    model, tokenizer = loaded
+    if family_folder.name == "bloom":
+        assert not can_pack(model)
+        return
+    assert can_pack(model)
+    encoder = Encoder(tokenizer, 128, model.config.vocab_size)
+    texts = ["2-methylpropane", "the quick brown fox jumps over", "methane", "ethanol", "hexane benzene toluene"]
+    rows = [r for r in encoder.encode([Prompt(f"{t[:3]}\n", t) for t in texts]) if isinstance(r, Encoded)]
+    loss = TargetLoss(model)
+    found = []
+    for pack_length in (None, 64):
+        batch = collate(rows, 0, pack_length)
+        value = loss(batch)
+        model.zero_grad()
+        value.backward()
+        found.append((value.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert batch.input_ids_BT.shape[0] < len(rows)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-4)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("beams", "n_best"), [(1, 1), (3, 2)])

@@ -323,7 +323,7 @@ def test_defaults_follow_the_sizes():
     assert 1e-4 < (large.learning_rate or 0) < 2e-4
     assert resolve(TrainConfig(), 4_000_000, short).epochs == 50
     assert resolve(TrainConfig(), 4_000_000, np.full(5_000, 60)).epochs == 7  # 148 batches: 1,000 steps
-    fixed = TrainConfig(optimizer="adamw", learning_rate=1e-5, token_budget=99, epochs=1, precision="fp32")
+    fixed = TrainConfig(optimizer="adamw", learning_rate=1e-5, token_budget=99, epochs=1, precision="fp32", batching="pack")
     assert resolve(fixed, 4_000_000, short) == fixed
 
 

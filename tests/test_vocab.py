@@ -81,7 +81,7 @@ def test_a_run_carries_its_vocabulary(tmp_path):
     table = write_csv(tmp_path / "pairs.csv", [(f"C=CC=C{i}", f"{i}-xylene-oxidanyl") for i in range(80)])
     config = load_config(
         overrides={
-            "data.path": str(table), "model.name": str(folder), "model.adapt_vocabulary": 16, "out": str(tmp_path / "run"),
+            "data.path": str(table), "model.name": str(folder), "model.adapt_vocabulary": 16, "model.trim_vocabulary": False, "out": str(tmp_path / "run"),
             "train.epochs": 1, "train.batch_size": 16,
         }
     )  # fmt: skip

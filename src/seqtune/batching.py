@@ -18,23 +18,26 @@ from seqtune.records import Batch, Encoded
 POOL_BATCHES = 32  # rows are sorted by length inside pools of about this many batches
 
 
-def plan_epoch(lengths: np.ndarray, token_budget: int, batch_size: int | None, seed: int, epoch: int) -> list[np.ndarray]:
+def plan_epoch(lengths: np.ndarray, config: TrainConfig, epoch: int) -> list[np.ndarray]:
     """Row indices of each batch of one epoch; every row appears exactly once.
 
     Args:
         lengths: tokens per row [N].
-        token_budget: the most rows x longest row in a batch; a longer single row is a batch of its own.
-        batch_size: rows per batch instead of the budget.
-        seed: shuffling seed.
+        config: resolved: `token_budget` (the most rows x longest row in a batch, or the most tokens if packed; a longer row is
+            a batch of its own), or `batch_size` instead; `batching`; `seed`.
         epoch: 0-based; each epoch is shuffled anew.
 
     Example:
-        >>> sorted(len(b) for b in plan_epoch(np.array([5, 5, 5, 9]), 10, None, 0, 0))
+        >>> sorted(len(b) for b in plan_epoch(np.array([5, 5, 5, 9]), TrainConfig(token_budget=10), 0))
         [1, 1, 2]
     """
-    generator = np.random.default_rng([seed, epoch])
+    token_budget, batch_size = config.token_budget, config.batch_size
+    assert token_budget or batch_size
+    generator = np.random.default_rng([config.seed, epoch])
     order = generator.permutation(len(lengths))
-    per_batch = batch_size or max(1, int(token_budget / max(1.0, float(lengths.mean()))))
+    if config.batching == "pack":
+        return list(_cut_by_sum(order, lengths[order], token_budget, batch_size))
+    per_batch = batch_size or max(1, int((token_budget or 0) / max(1.0, float(lengths.mean()))))
     pool_size = per_batch * POOL_BATCHES
     batches: list[np.ndarray] = []
     for start in range(0, len(order), pool_size):
@@ -44,13 +47,27 @@ def plan_epoch(lengths: np.ndarray, token_budget: int, batch_size: int | None, s
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
+def _cut_by_sum(
+    rows: np.ndarray, lengths: np.ndarray, token_budget: int | None, batch_size: int | None
+) -> Iterator[np.ndarray]:
+    start = total = 0
+    for end, length in enumerate(lengths.tolist()):
+        full = end - start >= batch_size if batch_size else total + length > (token_budget or 0)
+        if full and end > start:
+            yield rows[start:end]
+            start, total = end, 0
+        total += length
+    if start < len(rows):
+        yield rows[start:]
+
+
 def _cut(
-    rows: np.ndarray, lengths: Sequence[int] | np.ndarray, token_budget: int, batch_size: int | None
+    rows: np.ndarray, lengths: Sequence[int] | np.ndarray, token_budget: int | None, batch_size: int | None
 ) -> Iterator[np.ndarray]:
     start = 0
     for end in range(1, len(rows) + 1):
         size = end - start
-        full = size > batch_size if batch_size else size * int(lengths[end - 1]) > token_budget
+        full = size > batch_size if batch_size else size * int(lengths[end - 1]) > (token_budget or 0)
         if full and size > 1:
             yield rows[start : end - 1]
             start = end - 1
@@ -82,9 +99,7 @@ class StepPlan:
         self.total_steps = min(total, config.max_steps or total)
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        c = self.config
-        assert c.token_budget
-        return plan_epoch(self.lengths, c.token_budget, c.batch_size, c.seed, epoch)
+        return plan_epoch(self.lengths, self.config, epoch)
 
     def steps_from(self, done: int) -> Iterator[tuple[int, list[np.ndarray]]]:
         """Yield (epoch, batches of the step) from step number `done` on."""
@@ -106,26 +121,60 @@ def by_length(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     return list(_cut(order, np.asarray(lengths)[order], token_budget, None))[::-1]
 
 
-def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
-    """Right-pad rows and list the positions that carry loss.
+def collate(rows: Sequence[Encoded], pad_id: int, pack_length: int | None = None) -> Batch:
+    """Right-pad rows, or pack several of them into one, and list the positions that carry loss.
+
+    Args:
+        rows: encoded rows.
+        pad_id: what fills up.
+        pack_length: put as many rows behind one another as fit into this many tokens (or into the longest row).
 
     Example:
         >>> batch = collate([Encoded(np.array([7, 8, 9]), 1), Encoded(np.array([5, 6]), 1)], pad_id=0)
         >>> batch.input_ids_BT.tolist(), batch.positions_N.tolist(), batch.targets_N.tolist()
         ([[7, 8], [5, 0]], [0, 1, 2], [8, 9, 6])
+        >>> batch = collate([Encoded(np.array([7, 8, 9]), 1), Encoded(np.array([5, 6]), 1)], 0, pack_length=4)
+        >>> batch.input_ids_BT.tolist(), batch.places_BT.tolist(), batch.documents_BT.tolist()
+        ([[7, 8, 5]], [[0, 1, 0]], [[0, 0, 1]])
     """
     # the last token is only ever predicted, so it need not be read
-    longest = max(len(row.input_ids) for row in rows) - 1
-    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    lengths = [len(row.input_ids) - 1 for row in rows]
+    bins = [[i] for i in range(len(rows))] if pack_length is None else _fill(lengths, pack_length)
+    longest = max(sum(lengths[i] for i in members) for members in bins)
+    ids = np.full((len(bins), longest), pad_id, dtype=np.int64)
+    places, documents = np.zeros_like(ids), np.full_like(ids, len(rows))
     positions, targets = [], []
-    for i, row in enumerate(rows):
-        length = len(row.input_ids) - 1
-        ids[i, :length] = row.input_ids[:-1]
-        positions.append(np.arange(row.loss_start - 1, length, dtype=np.int64) + i * longest)
-        targets.append(row.input_ids[row.loss_start :].astype(np.int64))
+    for b, members in enumerate(bins):
+        start = 0
+        for i in members:
+            row, end = rows[i], start + lengths[i]
+            ids[b, start:end] = row.input_ids[:-1]
+            places[b, start:end] = np.arange(lengths[i])
+            documents[b, start:end] = i
+            positions.append(np.arange(start + row.loss_start - 1, end, dtype=np.int64) + b * longest)
+            targets.append(row.input_ids[row.loss_start :].astype(np.int64))
+            start = end
+    packed = pack_length is not None
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(np.concatenate(positions)),
         torch.from_numpy(np.concatenate(targets)),
         sum(len(row.input_ids) for row in rows),
+        torch.from_numpy(places) if packed else None,
+        torch.from_numpy(documents) if packed else None,
     )
+
+
+def _fill(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """First-fit decreasing: rows into as few bins as that rule finds."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        which = next((b for b, left in enumerate(room) if left >= lengths[i]), None)
+        if which is None:
+            which = len(bins)
+            bins.append([])
+            room.append(max(size, *lengths))
+        bins[which].append(i)
+        room[which] -= lengths[i]
+    return bins

@@ -108,6 +108,9 @@ class TrainConfig(_Section):
     token_budget: PositiveInt | None = Field(
         default=None, description="tokens (padding included) per batch; default: 2,048 below 50 M parameters, else 8,192"
     )
+    batching: Literal["auto", "bucket", "pack"] = Field(
+        default="auto", description="bucket: rows of like length, padded; pack: rows behind one another; auto: the faster"
+    )
     batch_size: PositiveInt | None = Field(default=None, description="rows per batch instead of a token budget")
     gradient_accumulation: PositiveInt = Field(default=1, description="batches per optimizer step")
     clip: PositiveFloat | None = Field(default=1.0, description="gradient norm limit")

@@ -49,9 +49,12 @@ def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> Tr
     rate = config.learning_rate or (MUON_ADAMW_RATE if optimizer == "muon" else adamw_rate(num_parameters))
     budget = config.token_budget or (SMALL_BUDGET if small else LARGE_BUDGET)
     precision = ("bf16" if has_bf16_units() else "fp32") if config.precision == "auto" else config.precision
+    # measured on CPUs, where a dense mask costs more than the little padding that buckets leave; see bench/LOG.md
+    batching = "bucket" if config.batching == "auto" else config.batching
     epochs = config.epochs
     if epochs is None:
-        batches = len(plan_epoch(lengths, budget, config.batch_size, config.seed, 0))
+        sized = config.model_copy(update={"token_budget": budget, "batching": batching})
+        batches = len(plan_epoch(lengths, sized, 0))
         steps = math.ceil(batches / config.gradient_accumulation)
         epochs = min(MAX_EPOCHS, max(EPOCHS, float(math.ceil(MIN_STEPS / steps))))
     return config.model_copy(
@@ -59,6 +62,7 @@ def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> Tr
             "optimizer": optimizer,
             "learning_rate": rate,
             "token_budget": budget,
+            "batching": batching,
             "precision": precision,
             "epochs": epochs,
         }

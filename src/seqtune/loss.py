@@ -5,12 +5,15 @@ The output layer runs on those positions only. Shapes: B rows, T tokens, N loss 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+
+from seqtune.records import Batch
 
 CHUNK_LOGITS = 2**25  # logits held at once; larger products of positions and vocabulary go in chunks
 
@@ -27,25 +30,46 @@ class TargetLoss(nn.Module):
         self.model = model
         self.backbone_is_exact = _backbone_is_exact(model)
 
-    def forward(self, input_ids_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of token losses in nats, a scalar in fp32."""
-        return self.token_losses(input_ids_BT, positions_N, targets_N).sum()
+        return self.token_losses(batch).sum()
 
-    def token_losses(self, input_ids_BT: torch.Tensor, positions_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    def token_losses(self, batch: Batch) -> torch.Tensor:
         """Loss of each target in nats, fp32 [N]."""
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
+        if batch.documents_BT is not None:
+            inputs |= {"position_ids": batch.places_BT, "attention_mask": block_diagonal(batch.documents_BT)}
         if not self.backbone_is_exact:
-            logits_BTV = self.model(input_ids=input_ids_BT, use_cache=False).logits
-            logits_NV = logits_BTV.flatten(0, 1)[positions_N]
-            return functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-        hidden_BTD = _backbone(self.model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-        hidden_ND = hidden_BTD.flatten(0, 1)[positions_N]
+            logits_BTV = self.model(**inputs).logits
+            logits_NV = logits_BTV.flatten(0, 1)[batch.positions_N]
+            return functional.cross_entropy(logits_NV.float(), batch.targets_N, reduction="none")
+        hidden_BTD = _backbone(self.model)(**inputs).last_hidden_state
+        hidden_ND = hidden_BTD.flatten(0, 1)[batch.positions_N]
         head: Any = self.model.get_output_embeddings()
         chunk = max(1, CHUNK_LOGITS // self.model.config.vocab_size)
         losses = [
             functional.cross_entropy(head(h).float(), t, reduction="none")
-            for h, t in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
+            for h, t in zip(hidden_ND.split(chunk), batch.targets_N.split(chunk), strict=True)
         ]
         return torch.cat(losses)
+
+
+def block_diagonal(documents_BT: torch.Tensor) -> torch.Tensor:
+    """Who may look at whom in packed rows: earlier tokens of the same document, bool [B, 1, T, T].
+
+    Example:
+        >>> block_diagonal(torch.tensor([[0, 0, 1]])).int().tolist()
+        [[[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]]
+    """
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """True if a family takes positions and a mask of ours, and attends to everything before a token."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    takes_positions = "position_ids" in inspect.signature(_backbone(model).forward).parameters
+    return takes_positions and all(kind == "full_attention" for kind in layers)
 
 
 def _backbone(model: PreTrainedModel) -> nn.Module:

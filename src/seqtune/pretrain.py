@@ -116,8 +116,7 @@ def bits_per_byte(model: LlamaForCausalLM, rows: Sequence[Encoded], num_bytes: i
     total = 0.0
     for indices in by_length([len(r.input_ids) for r in rows], 8192):
         batch = collate([rows[i] for i in indices], pad_id=0)
-        device = model.device
-        total += float(loss(batch.input_ids_BT.to(device), batch.positions_N.to(device), batch.targets_N.to(device)))
+        total += float(loss(batch.to(model.device)))
     return total / math.log(2) / num_bytes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -70,19 +70,41 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A right-padded batch; padding follows every real token, so causal attention needs no mask.
+    """A right-padded batch; padding follows every real token, so causal attention needs no mask unless rows are packed.
 
     Attributes:
         input_ids_BT: token ids, int64 [B, T].
         positions_N: flat indices into B*T of the positions whose *next* token carries loss, int64 [N].
         targets_N: those next tokens, int64 [N].
         num_tokens: real (non-padding) tokens.
+        places_BT: where each token stands in its own row, int64 [B, T]; `None` unless rows are packed.
+        documents_BT: which row each token belongs to, int64 [B, T]; likewise.
     """
 
     input_ids_BT: torch.Tensor
     positions_N: torch.Tensor
     targets_N: torch.Tensor
     num_tokens: int
+    places_BT: torch.Tensor | None = None
+    documents_BT: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; from pinned memory the copy does not wait."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """The same batch in pinned memory."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return Batch(
+            change(self.input_ids_BT),
+            change(self.positions_N),
+            change(self.targets_N),
+            self.num_tokens,
+            None if self.places_BT is None else change(self.places_BT),
+            None if self.documents_BT is None else change(self.documents_BT),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Encoded rows as one column of token ids, memory-mapped from a cache of Arrow files.
 
-A table is tokenised once. The cache key is a hash of what decides the outcome: the rendered texts, the tokenizer, and the encoder's
-settings; so a changed row, template or tokenizer never meets old tokens.
+A table is tokenised once. The cache key is a hash of what decides the outcome: the rendered texts, the tokenizer, and the
+encoder's settings; so a changed row, template or tokenizer never meets old tokens.
 """
 
 from __future__ import annotations

@@ -25,11 +25,12 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from seqtune import checkpoints, defaults, progress
-from seqtune.batching import StepPlan, collate
+from seqtune.batching import StepPlan
 from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, RunError, did_you_mean
-from seqtune.loss import TargetLoss
+from seqtune.feed import Feed, Step
+from seqtune.loss import TargetLoss, can_pack
 from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
 from seqtune.records import Encoded
 
@@ -77,10 +78,13 @@ class Trainer:
         lengths = np.array([len(row.input_ids) for row in rows])
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self.config = config = defaults.resolve(config, self.num_parameters, lengths)
-        self.rows = rows
         self.folder = folder
         self.validate = validate
         self.plan = StepPlan(lengths, config)
+        if config.batching == "pack" and not can_pack(model):
+            raise ConfigError(
+                f"train.batching = 'pack' does not fit {type(model).__name__}, which takes no positions of ours; use 'bucket'"
+            )
         self.accelerator = _accelerator(config, folder)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -89,6 +93,9 @@ class Trainer:
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config)]
         self.state = TrainState()
+        device = self.accelerator.device
+        self.feed = Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, device.type == "cuda")
+        self._losses: list[torch.Tensor] = []
         self._validated = -1
         self.validate_every = config.validate_every or max(1, math.ceil(self.plan.total_steps / NUM_VALIDATIONS))
         self._interrupted = False
@@ -98,6 +105,7 @@ class Trainer:
         c = self.config
         rates = f"{c.muon_learning_rate:g} and AdamW {c.learning_rate:g}" if c.optimizer == "muon" else f"{c.learning_rate:g}"
         size = f"{c.batch_size} rows" if c.batch_size else f"{c.token_budget:,} tokens"
+        size += " packed" if c.batching == "pack" else ""
         limit = f", at most {c.max_minutes:g} minutes" if c.max_minutes else ""
         width = self.accelerator.num_processes
         limit += f", {width} processes" if width > 1 else ""
@@ -132,11 +140,12 @@ class Trainer:
         """
         total = self.plan.total_steps
         reason, epoch = "finished", 0
+        on_cpu = self.accelerator.device.type == "cpu"
         started = time.monotonic() - self.state.seconds
         saved = time.monotonic()
         self.loss.train()
         with progress.show("train", 1.0, enabled=self.is_main and not quiet) as tick, self._catch_interrupt():
-            for epoch, batches in self.plan.steps_from(self.state.step):
+            for step in self.feed.steps_from(self.state.step):
                 share = self._progress(started)
                 if share >= 1:
                     reason = "max_minutes"
@@ -144,10 +153,13 @@ class Trainer:
                 if self._has_stalled():
                     reason = "early_stopping"
                     break
-                self._step(batches, share)
+                epoch = step.epoch
+                self._step(step, share)
                 self.state.seconds = time.monotonic() - started
-                tick(share, self._remark(share))
                 last = self.state.step == total
+                if last or on_cpu or self.state.step % LOG_EVERY == 0:
+                    self._settle()
+                    tick(share, self._remark(share))
                 if last or self.state.step % LOG_EVERY == 0:
                     self._log(epoch)
                 if last or self.state.step % self.validate_every == 0:
@@ -181,6 +193,7 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Write a resumable checkpoint (main process only)."""
+        self._settle()
         if self.is_main:
             checkpoints.save(self.folder / "checkpoints", self.model, self.optimizers, self.state)
         self.accelerator.wait_for_everyone()
@@ -201,44 +214,44 @@ class Trainer:
         broadcast_object_list(box)
         return box[0]
 
-    def _step(self, batches: list[np.ndarray], share: float) -> None:
+    def _step(self, step: Step, share: float) -> None:
         device = self.accelerator.device
         set_learning_rates(self.optimizers, learning_rate_factor(share, self.config))
-        rank, width = self.accelerator.process_index, self.accelerator.num_processes
-        torch.manual_seed((self.config.seed * 1_000_003 + self.state.step) * width + rank)
-        num_loss_tokens = sum(self.rows[i].num_loss_tokens for batch in batches for i in batch)
+        width = self.accelerator.num_processes
+        torch.manual_seed((self.config.seed * 1_000_003 + self.state.step) * width + self.accelerator.process_index)
         total = torch.zeros((), device=device)
-        for index, batch in enumerate(batches):
-            mine = batch[rank::width] if len(batch) >= width else batch[rank % len(batch) :][:1]
-            weight = 1.0 if len(batch) >= width or rank < len(batch) else 0.0
-            tensors = collate([self.rows[i] for i in mine], pad_id=0)
-            last = index == len(batches) - 1
+        for index, (batch, weight) in enumerate(step.batches):
+            last = index == len(step.batches) - 1
             with _autocast(device, self.dtype), _no_sync(self.accelerator, self.loss, not last):
-                loss = weight * self.loss(
-                    tensors.input_ids_BT.to(device), tensors.positions_N.to(device), tensors.targets_N.to(device)
-                )
+                loss = weight * self.loss(batch.to(device))
                 # data parallelism averages gradients over processes; the sum is wanted
-                self.accelerator.backward(loss * (width / num_loss_tokens))
+                self.accelerator.backward(loss * (width / step.num_loss_tokens))
             total += loss.detach()
         if self.config.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        mean = self.accelerator.reduce(total, "sum").item() / num_loss_tokens  # type: ignore[union-attr]
-        if not math.isfinite(mean):
-            raise RunError(
-                f"the loss is {mean} at step {self.state.step + 1}; lower train.learning_rate "
-                "(and train.muon_learning_rate), or raise train.warmup"
-            )
-        num_tokens = sum(len(self.rows[i].input_ids) for batch in batches for i in batch)
         self.state.step += 1
-        self.state.num_tokens += num_tokens
+        self.state.num_tokens += step.num_tokens
+        self._losses.append(self.accelerator.reduce(total, "sum") / step.num_loss_tokens)  # type: ignore[operator]
         pending = self.state.unlogged
-        for key, value in (("loss", mean), ("steps", 1), ("tokens", num_tokens)):
+        for key, value in (("steps", 1), ("tokens", step.num_tokens)):
             pending[key] = pending.get(key, 0.0) + value
 
+    def _settle(self) -> None:
+        """Fetch the losses of the steps since the last time; on a GPU that waits for them, so it is not done at every step."""
+        for loss in torch.stack(self._losses).tolist() if self._losses else []:
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the loss is {loss} at or shortly before step {self.state.step}; lower train.learning_rate "
+                    "(and train.muon_learning_rate), or raise train.warmup"
+                )
+            self.state.unlogged["loss"] = self.state.unlogged.get("loss", 0.0) + loss
+        self._losses = []
+
     def _log(self, epoch: int) -> None:
+        self._settle()
         pending = self.state.unlogged
         if not pending:
             return

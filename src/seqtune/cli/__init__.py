@@ -7,7 +7,7 @@ import sys
 from seqtune.cli.app import app, run_app
 
 # importing a verb's file registers it; none of them imports torch
-from seqtune.cli import check, compare, data, demo, doctor, evaluate, fit, predict, pretrain, score  # isort: skip
+from seqtune.cli import check, compare, data, demo, doctor, evaluate, export, fit, predict, pretrain, score  # isort: skip
 
 __all__ = [
     "app",
@@ -17,6 +17,7 @@ __all__ = [
     "demo",
     "doctor",
     "evaluate",
+    "export",
     "fit",
     "main",
     "predict",

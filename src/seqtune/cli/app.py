@@ -34,7 +34,9 @@ InputOption = Annotated[str | None, typer.Option("--input", help="Column with th
 OutputOption = Annotated[str | None, typer.Option("--output", help="Column with the output text.")]
 BeamsOption = Annotated[int | None, typer.Option("--num-beams", help="Beams, 1 to 20; 1 is greedy.")]
 ReturnOption = Annotated[int | None, typer.Option("--num-return", help="Hypotheses per input.")]
-EngineOption = Annotated[str | None, typer.Option("--engine", help="Decoding engine: auto or transformers.")]
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="Decoding engine: auto, native, transformers, ctranslate2 or vllm.")
+]
 
 
 def _version(show: bool) -> None:

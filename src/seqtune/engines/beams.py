@@ -122,10 +122,10 @@ class Beams:
         """A finished row's complete hypotheses, best first."""
         tokens, parents = self.tokens_BTK[row].tolist(), self.parents_BTK[row].tolist()
         found = []
-        for score, (length, parent, token) in zip(self.complete_BK[row].tolist(), self.ends_BK3[row].tolist(), strict=True):
-            ids = [token]
+        for score, (length, last, token) in zip(self.complete_BK[row].tolist(), self.ends_BK3[row].tolist(), strict=True):
+            ids, beam = [token], last
             for step in range(length - 2, -1, -1):
-                ids.append(tokens[step][parent])
-                parent = parents[step][parent]
+                ids.append(tokens[step][beam])
+                beam = parents[step][beam]
             found.append(Candidate(ids[::-1], score * length**length_penalty))
         return found[:num_return]

@@ -17,7 +17,21 @@ from seqtune.config import DecodeConfig
 from seqtune.errors import ConfigError, MissingDependencyError
 from seqtune.records import Candidate
 
-FAMILIES = ("bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "llama", "mistral", "mpt", "opt", "phi", "qwen2")
+FAMILIES = (
+    "bloom",
+    "codegen",
+    "falcon",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neox",
+    "gptj",
+    "llama",
+    "mistral",
+    "mpt",
+    "opt",
+    "phi",
+    "qwen2",
+)
 
 
 class CTranslate2Engine:
@@ -50,10 +64,15 @@ class CTranslate2Engine:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         weights = "float32" if config.weights == "auto" else config.weights
         device = model.device.type
-        self.generator = self.package.Generator(
-            str(self._converted(folder, weights)), device=device, compute_type=weights,
-            **({"intra_threads": torch.get_num_threads()} if device == "cpu" else {}),
-        )  # fmt: skip
+        threads = {"intra_threads": torch.get_num_threads()} if device == "cpu" else {}
+        try:
+            converted = self._converted(folder, weights)
+            self.generator = self.package.Generator(str(converted), device=device, compute_type=weights, **threads)
+        except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"ctranslate2 cannot serve {str(folder)!r} as {weights} on {device} ({reason}); use decode.engine = 'native'"
+            ) from None
 
     def _converted(self, folder: Path, weights: str) -> Path:
         newest = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
@@ -86,6 +105,5 @@ class CTranslate2Engine:
             )  # fmt: skip
             for index, result in zip(batch, results, strict=True):
                 ids = [list(found)[: limits[index]] for found in result.sequences_ids]
-                power = config.length_penalty if config.num_beams > 1 else 0.0
-                scores = [s * len(i) ** power for s, i in zip(result.scores, result.sequences_ids, strict=True)]
+                scores = [s * len(i) ** config.length_penalty for s, i in zip(result.scores, result.sequences_ids, strict=True)]
                 yield index, [Candidate(i, float(s)) for i, s in zip(ids, scores, strict=True)]

@@ -1,8 +1,8 @@
 """Our decoding engine: prompts are stored once, beams never move, finished inputs leave and waiting ones enter.
 
-Every family's own forward serves. Its input is one "row" an input whose K query positions are the K beams; keys and values of
-the prompt lie in the row's first slots, those of generated tokens in the slots after them, in order of generation and beam. What
-a beam may look at is an additive mask over slots: when beams are reordered, only mask rows are exchanged, never keys or values.
+Every family's own forward serves. It reads one "row" an input, whose K query positions are the K beams; keys and values of the
+prompt lie in the row's first slots, those of generated tokens in the slots after them, in order of generation and beam. What a
+beam may look at is an additive mask over slots: when beams are reordered, only mask rows are exchanged, never keys or values.
 Now and then the slots that no beam looks at any more are dropped.
 
 Shapes: B active rows, K beams, S slots, R rows of the cache, H heads, D head width, V vocabulary, N rows that enter.
@@ -52,9 +52,11 @@ class SlotCache:
         self.values: list[torch.Tensor] = []
         self.enter: int | None = 0
         self.write_N = torch.empty(0)
-        self.view = (0, 0)
+        self.view: tuple[int, int] = (0, 0)
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store [B, H, Q, D] and return what attention shall see (the interface that models call)."""
         if layer == len(self.keys):
             size = (self.num_rows, self.num_slots, key.size(1))
@@ -122,9 +124,7 @@ class Decoder:
         search: (end token, length penalty).
     """
 
-    def __init__(
-        self, model: Any, num_rows: int, num_slots: int, num_beams: int, num_steps: int, search: tuple[int, float]
-    ):
+    def __init__(self, model: Any, num_rows: int, num_slots: int, num_beams: int, num_steps: int, search: tuple[int, float]):
         self.model, self.search = model, search
         self.num_rows, self.num_steps, self.num_beams = num_rows, num_steps, num_beams
         self.backbone = getattr(model, model.base_model_prefix)

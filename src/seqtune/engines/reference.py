@@ -71,8 +71,5 @@ class TransformersEngine:
         """Log-probability of every hypothesis, by reading it once more; `generate` gives it for beams only."""
         rows = [Encoded(np.concatenate([source, np.array(ids, dtype=np.int32)]), len(source)) for ids in group]
         batch = collate(rows, pad_id=0)
-        device = self.model.device
-        losses_N = self.loss.token_losses(
-            batch.input_ids_BT.to(device), batch.positions_N.to(device), batch.targets_N.to(device)
-        )
+        losses_N = self.loss.token_losses(batch.to(self.model.device))
         return [-part.sum().item() for part in losses_N.split([r.num_loss_tokens for r in rows])]

@@ -1,0 +1,76 @@
+"""A run's model as a folder of its own, in the vocabulary it was trained with or in its base's; then replayed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+
+from seqtune import models
+from seqtune.config import Config, ModelConfig, load_config
+from seqtune.errors import RunError
+from seqtune.evaluate import read_predictions
+from seqtune.fit import VOCABULARY, predict_with_progress, save_model
+from seqtune.predict import Predictor
+from seqtune.records import Example
+from seqtune.runs import is_complete
+from seqtune.tasks import Task
+from seqtune.vocab import extend_embeddings, restore_embeddings
+
+
+def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verified: int = 0) -> dict[str, Any]:
+    """Write a standard Hugging Face folder.
+
+    Args:
+        run: a finished run folder.
+        folder: where to write.
+        full_vocabulary: put a trimmed model's rows back into its base's vocabulary; all other rows are the base's.
+        num_verified: predict this many of the run's stored test inputs again with what was written.
+
+    Returns:
+        `num_tokens` of the vocabulary, and `num_verified` with `num_different` predictions among them.
+
+    Raises:
+        RunError: the run is not finished, or the folder is in the way.
+    """
+    if not is_complete(run):
+        raise RunError(f"{str(run)!r} is no finished run; finish it with `seqtune fit ... --resume`")
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{str(folder)!r} exists and is not empty; choose another --out")
+    config = load_config(run / "config.yaml")
+    source = ModelConfig(name=str(run))
+    model, tokenizer = models.load_model(source, config.train.seed), models.load_tokenizer(source)
+    if full_vocabulary and (run / VOCABULARY).exists():
+        model, tokenizer = _whole(config, run, model, tokenizer)
+    save_model(model, tokenizer, folder)
+    facts = {"num_tokens": int(model.config.get_text_config().vocab_size)}
+    return facts | (_replay(config, run, folder, num_verified) if num_verified else {})
+
+
+def _whole(
+    config: Config, run: Path, trained: PreTrainedModel, trimmed: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    kept = np.array(json.loads((run / VOCABULARY).read_text())["kept_tokens"])
+    base, tokenizer = models.load_model(config.model, config.train.seed), models.load_tokenizer(config.model)
+    added = np.flatnonzero(kept >= len(tokenizer))
+    pieces: Any = trimmed.convert_ids_to_tokens(added.tolist())
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
+    extend_embeddings(base, {int(kept[i]): [0] for i in added})
+    restore_embeddings(base, trained, kept)
+    return base, tokenizer
+
+
+def _replay(config: Config, run: Path, folder: Path, count: int) -> dict[str, int]:
+    stored = run / "predictions.jsonl"
+    if not stored.exists():
+        raise RunError(f"{str(run)!r} holds no predictions to verify with; its split had no test rows")
+    before = read_predictions(str(stored))[:count]
+    source = ModelConfig(name=str(folder))
+    model = models.load_model(source, config.train.seed).to(models.best_device())  # type: ignore[arg-type]
+    predictor = Predictor(model, models.load_tokenizer(source), Task.load(run / "task.yaml"), config.decode, folder)
+    after = predict_with_progress(predictor, [Example(p.id, p.input, None) for p in before], "verify")
+    different = sum(a.prediction != b.prediction for a, b in zip(after, before, strict=True))
+    return {"num_verified": len(before), "num_different": different}
