@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import seqtune.fit
 import seqtune.train
 from conftest import pairs, write_csv
 from seqtune.batching import StepPlan
@@ -339,3 +341,70 @@ def test_plan_counts_fractional_epochs_and_resumes_anywhere():
         assert len(rest) == plan.total_steps - done
         for (_, a), (_, b) in zip(rest, whole[done:], strict=True):
             assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow(llama_folder, tmp_path):
+    """Resident memory after 2,000 steps is what it was after 200."""
+    resident: dict[int, float] = {}
+
+    def look(model, count):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident[trainer.state.step] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return {"exact_match": 0.0, "num_items": 1.0}
+
+    config = TrainConfig(max_steps=2000, epochs=400, batch_size=8, precision="fp32", validate_every=200, checkpoint_minutes=1e9)
+    trainer = Trainer(load_model(ModelConfig(name=str(llama_folder)), 0), encoded_rows(llama_folder), config, tmp_path, look)
+    trainer.run(quiet=True)
+    assert sorted(resident) == list(range(200, 2001, 200))
+    assert resident[2000] - resident[200] < 30
+
+
+@pytest.mark.slow
+def test_all_optimisations_on_and_off_learn_the_same(llama_folder, tmp_path):
+    """Held-out loss per target after the same rows: trimmed, bucketed, against whole, packed; within what another seed changes."""
+    from seqtune.batching import collate
+    from seqtune.loss import TargetLoss
+    from seqtune.preparation import prepare
+    from seqtune.vocab import trim_embeddings, trim_tokenizer
+
+    table = write_csv(tmp_path / "pairs.csv", pairs(400))
+
+    def held_out_loss(name: str, trim: bool, batching: str, seed: int) -> float:
+        config = load_config(
+            overrides={
+                "data.path": str(table), "model.name": str(llama_folder), "train.batching": batching, "train.seed": seed,
+                "train.batch_size": 16, "train.epochs": 8, "train.optimizer": "adamw", "train.learning_rate": 3e-3,
+                "train.precision": "fp32", "data.split.test": 0.2,
+            }
+        )  # fmt: skip
+        encoder = seqtune.fit.make_encoder(config)
+        prepared = prepare(config, encoder)
+        model = load_model(config.model, 0)
+        kept = np.arange(model.config.vocab_size)
+        if trim:
+            kept = trim_tokenizer(encoder.tokenizer, prepared.encoded.used_ids().tolist(), []).kept
+            trim_embeddings(model, kept)
+            prepared.encoded = prepared.encoded.renumbered(kept)
+        (tmp_path / name).mkdir()
+        Trainer(model, prepared.encoded, config.train, tmp_path / name).run(quiet=True)
+        rows = encoder.encode([prepared.task.rendering.render(e) for e in prepared.examples["test"]])
+        ours = [Encoded(np.searchsorted(kept, r.input_ids), r.loss_start) for r in rows if isinstance(r, Encoded)]
+        with torch.inference_mode():
+            batch = collate(ours, 0)
+            return float(TargetLoss(model.eval())(batch)) / len(batch.targets_N)
+
+    on, again, off = (
+        held_out_loss("on", True, "bucket", 0), held_out_loss("again", True, "bucket", 1), held_out_loss("off", False, "pack", 0)
+    )  # fmt: skip
+    assert on < 1.0, "the task must be learnt, or nothing is compared"
+    assert abs(on - off) < max(0.05, 2 * abs(on - again))
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_plain_training(llama_folder, tmp_path):
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on CPUs")
+    plain = train(llama_folder, tmp_path / "a", max_steps=3)
+    compiled = train(llama_folder, tmp_path / "b", max_steps=3, compile=True)
+    assert_same(plain, compiled, 1e-3)

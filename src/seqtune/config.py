@@ -120,6 +120,9 @@ class TrainConfig(_Section):
         default="auto", description="auto: bf16 where the hardware has units for it"
     )
     gradient_checkpointing: bool = False
+    compile: bool = Field(
+        default=False, description="torch.compile: steps get quicker after a minute or more of compiling; for long runs"
+    )
     validate_every: PositiveInt | None = Field(default=None, description="steps between validations; default: ten in all")
     validate_examples: PositiveInt = Field(default=200, description="size of the fixed validation subset")
     validate_max_seconds: PositiveFloat = Field(default=60.0, description="a validation that takes longer shrinks its subset")
@@ -140,8 +143,9 @@ class DecodeConfig(_Section):
     engine: Literal["auto", "native", "transformers", "ctranslate2", "vllm"] = Field(
         default="auto", description="auto: native where it is exact, else transformers (the reference)"
     )
-    weights: Literal["auto", "float32", "float16", "int8"] = Field(
-        default="auto", description="precision of the weights; int8 is for CPUs and changes some answers"
+    weights: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        default="auto",
+        description="precision of weights; auto: bfloat16 on GPUs, float32 elsewhere; int8: CPUs only, changes some answers",
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ import numpy as np
 
 from seqtune.batching import plan_epoch
 from seqtune.config import TrainConfig
-from seqtune.models import has_bf16_units
+from seqtune.machine import has_bf16_units
 
 MUON_LIMIT = 50_000_000
 MUON_ADAMW_RATE = 3e-3

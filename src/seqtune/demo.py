@@ -14,6 +14,7 @@ from seqtune.config import Config, load_config
 from seqtune.errors import RunError
 from seqtune.evaluate import evaluate, read_predictions
 from seqtune.fit import Fitted, fit, predict_with_progress
+from seqtune.machine import best_device
 from seqtune.predict import Predictor
 from seqtune.records import Example, Prediction
 from seqtune.splits import hash_order
@@ -87,7 +88,7 @@ def run(config: Config) -> Demo:
     fitted = fit(config)
     ours = read_predictions(fitted.folder / "predictions.jsonl")
     questions = [Example(p.id, p.input, p.reference) for p in ours]
-    model = models.load_model(config.model, config.train.seed).to(models.best_device())  # type: ignore[arg-type]
+    model = models.load_model(config.model, config.train.seed).to(best_device())  # type: ignore[arg-type]
     task = Task.load(fitted.folder / "task.yaml")
     base = Predictor(model, models.load_tokenizer(config.model), task, config.decode)
     # an untrained model rambles to the limit on every question, so it gets fewer; drawn by hash

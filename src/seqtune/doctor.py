@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from seqtune import runs
-from seqtune.models import best_device, builtin_path
+from seqtune.machine import best_device
+from seqtune.models import builtin_path
 
 EXTRAS = {"chemicals": "chem", "tensorboard": "track"}
 

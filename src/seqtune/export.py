@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from seqtune import models
 from seqtune.config import Config, ModelConfig, load_config
 from seqtune.errors import RunError
 from seqtune.evaluate import read_predictions
-from seqtune.fit import VOCABULARY, predict_with_progress, save_model
+from seqtune.fit import predict_with_progress, save_model
+from seqtune.machine import best_device
 from seqtune.predict import Predictor
 from seqtune.records import Example
-from seqtune.runs import is_complete
+from seqtune.runs import is_complete, read_kept_tokens
 from seqtune.tasks import Task
 from seqtune.vocab import extend_embeddings, restore_embeddings
 
@@ -43,17 +43,17 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
     config = load_config(run / "config.yaml")
     source = ModelConfig(name=str(run))
     model, tokenizer = models.load_model(source, config.train.seed), models.load_tokenizer(source)
-    if full_vocabulary and (run / VOCABULARY).exists():
-        model, tokenizer = _whole(config, run, model, tokenizer)
+    kept = read_kept_tokens(run)
+    if full_vocabulary and kept is not None:
+        model, tokenizer = _whole(config, model, tokenizer, np.array(kept))
     save_model(model, tokenizer, folder)
     facts = {"num_tokens": int(model.config.get_text_config().vocab_size)}
     return facts | (_replay(config, run, folder, num_verified) if num_verified else {})
 
 
 def _whole(
-    config: Config, run: Path, trained: PreTrainedModel, trimmed: PreTrainedTokenizerBase
+    config: Config, trained: PreTrainedModel, trimmed: PreTrainedTokenizerBase, kept: np.ndarray
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    kept = np.array(json.loads((run / VOCABULARY).read_text())["kept_tokens"])
     base, tokenizer = models.load_model(config.model, config.train.seed), models.load_tokenizer(config.model)
     added = np.flatnonzero(kept >= len(tokenizer))
     pieces: Any = trimmed.convert_ids_to_tokens(added.tolist())
@@ -69,7 +69,7 @@ def _replay(config: Config, run: Path, folder: Path, count: int) -> dict[str, in
         raise RunError(f"{str(run)!r} holds no predictions to verify with; its split had no test rows")
     before = read_predictions(str(stored))[:count]
     source = ModelConfig(name=str(folder))
-    model = models.load_model(source, config.train.seed).to(models.best_device())  # type: ignore[arg-type]
+    model = models.load_model(source, config.train.seed).to(best_device())  # type: ignore[arg-type]
     predictor = Predictor(model, models.load_tokenizer(source), Task.load(run / "task.yaml"), config.decode, folder)
     after = predict_with_progress(predictor, [Example(p.id, p.input, None) for p in before], "verify")
     different = sum(a.prediction != b.prediction for a, b in zip(after, before, strict=True))

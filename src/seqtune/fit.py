@@ -19,12 +19,12 @@ from seqtune.errors import RunError, VocabularyError
 from seqtune.evaluate import evaluate
 from seqtune.predict import Predictor
 from seqtune.preparation import Prepared, prepare
+from seqtune.processes import check_trackers, process_state
 from seqtune.records import Example, Prediction
-from seqtune.train import Outcome, Trainer, check_trackers, outcome_summary, process_state
+from seqtune.train import Outcome, Trainer, outcome_summary
 from seqtune.validation import Validator
 from seqtune.vocab import extend_embeddings, trim_embeddings, trim_tokenizer
 
-VOCABULARY = "vocabulary.json"  # which tokens of the base the model kept
 NUM_COMPARED = 1000  # rows on which the trimmed tokenizer is compared with the whole one
 
 
@@ -90,7 +90,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     if trainer.is_main:
         _write_facts(folder, config, prepared, str(trainer.accelerator.device))
         if kept is not None:
-            runs.write_json(folder / VOCABULARY, {"base": config.model.name, "kept_tokens": kept.tolist()})
+            runs.write_kept_tokens(folder, kept.tolist())
     _say(trainer.describe(), quiet)
     if continuing[0]:
         found = trainer.restore()

@@ -54,6 +54,11 @@ class TargetLoss(nn.Module):
         return torch.cat(losses)
 
 
+def compile_backbone(model: PreTrainedModel) -> None:
+    """Compile what comes before the output layer, in place, for any batch shape."""
+    _backbone(model).compile(dynamic=True)
+
+
 def block_diagonal(documents_BT: torch.Tensor) -> torch.Tensor:
     """Who may look at whom in packed rows: earlier tokens of the same document, bool [B, 1, T, T].
 

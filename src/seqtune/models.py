@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from seqtune.attention import use_fast_attention
 from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, did_you_mean
+from seqtune.machine import settle_in
 
 # Families without a position limit of their own (BLOOM's ALiBi) get this one; it bounds memory, not quality.
 UNLIMITED_LENGTH = 2048
@@ -95,6 +96,7 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     Raises:
         ModelError: it cannot be loaded, is no causal LM, or has no safetensors weights.
     """
+    settle_in()
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -126,18 +128,3 @@ def max_length(model_config: Any, config: ModelConfig) -> int:
     if config.max_length and limit and config.max_length > limit:
         raise ModelError(f"model.max_length = {config.max_length} exceeds the model's {limit} positions")
     return config.max_length or limit or UNLIMITED_LENGTH
-
-
-def has_bf16_units() -> bool:
-    """True where bf16 arithmetic is native: recent GPUs, and CPUs with AVX512-BF16 or AMX; elsewhere it is slower."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    features = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-
-
-def best_device() -> torch.device:
-    """CUDA, then Apple's MPS, then the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

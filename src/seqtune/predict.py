@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seqtune import models, progress
@@ -14,9 +15,11 @@ from seqtune.config import DecodeConfig, ModelConfig
 from seqtune.encode import Encoder
 from seqtune.engines import make_engine
 from seqtune.errors import RunError, SupervisionError
+from seqtune.machine import best_device, has_bf16_units
 from seqtune.records import Candidate, Example, Hypothesis, Prediction
 from seqtune.tasks import Task
 
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
 
 
@@ -65,7 +68,11 @@ class Predictor:
         task_file = folder / "task.yaml"
         task = Task.load(task_file) if task_file.exists() else Task("input", "output", "plain", "{output}", "\n")
         source = ModelConfig(name=run)
-        model = models.load_model(source, seed=0).to(models.best_device())  # type: ignore[arg-type]
+        device = best_device()
+        dtype = DTYPES.get(decode.weights, torch.float32)
+        if decode.weights == "auto" and device.type == "cuda" and has_bf16_units():
+            dtype = torch.bfloat16
+        model = models.load_model(source, seed=0).to(device, dtype)  # type: ignore[arg-type, call-arg]
         return cls(model, models.load_tokenizer(source), task, decode, models.local_folder(source))
 
     @property

@@ -31,6 +31,7 @@ PACKAGES = (
     "rapidfuzz",
 )
 MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.json"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -105,6 +106,17 @@ def open_run(config: Config, folder: Path, fingerprint: str, *, resume: bool, ov
     if data.exists() and json.loads(data.read_text())["fingerprint"] != fingerprint:
         raise RunError("--resume needs the data that the run began with; the table or the tokenizer has changed since")
     return True
+
+
+def write_kept_tokens(folder: Path, kept: list[int]) -> None:
+    """Note which tokens of the base a trimmed model kept: the original id of each of its own."""
+    write_json(folder / VOCABULARY, {"kept_tokens": kept})
+
+
+def read_kept_tokens(folder: Path) -> list[int] | None:
+    """What `write_kept_tokens` noted; `None` if the vocabulary is whole."""
+    path = folder / VOCABULARY
+    return json.loads(path.read_text())["kept_tokens"] if path.exists() else None
 
 
 def is_complete(folder: Path) -> bool:

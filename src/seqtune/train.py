@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
@@ -28,10 +25,11 @@ from seqtune import checkpoints, defaults, progress
 from seqtune.batching import StepPlan
 from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
-from seqtune.errors import ConfigError, RunError, did_you_mean
+from seqtune.errors import ConfigError, RunError
 from seqtune.feed import Feed, Step
-from seqtune.loss import TargetLoss, can_pack
+from seqtune.loss import TargetLoss, can_pack, compile_backbone
 from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
+from seqtune.processes import autocast, make_accelerator, no_sync
 from seqtune.records import Encoded
 
 LOG_EVERY = 10  # steps between lines of log.jsonl
@@ -85,9 +83,11 @@ class Trainer:
             raise ConfigError(
                 f"train.batching = 'pack' does not fit {type(model).__name__}, which takes no positions of ours; use 'bucket'"
             )
-        self.accelerator = _accelerator(config, folder)
+        self.accelerator = make_accelerator(config, folder)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        if config.compile:
+            compile_backbone(model)
         self.model = model.to(self.accelerator.device)
         self.loss = self.accelerator.prepare(TargetLoss(self.model))
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -222,7 +222,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         for index, (batch, weight) in enumerate(step.batches):
             last = index == len(step.batches) - 1
-            with _autocast(device, self.dtype), _no_sync(self.accelerator, self.loss, not last):
+            with autocast(device, self.dtype), no_sync(self.accelerator, self.loss, not last):
                 loss = weight * self.loss(batch.to(device))
                 # data parallelism averages gradients over processes; the sum is wanted
                 self.accelerator.backward(loss * (width / step.num_loss_tokens))
@@ -334,52 +334,6 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
-
-
-def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    # precision is ours (`autocast` in `_step`): accelerate's is fixed for the life of the process
-    state = process_state()
-    accelerator = Accelerator(
-        log_with=[*config.trackers] or None, project_dir=str(folder), mixed_precision="no", cpu=state._cpu
-    )
-    if config.trackers:
-        accelerator.init_trackers("seqtune", {k: v for k, v in config.model_dump().items() if k != "trackers"})
-    return accelerator
-
-
-def process_state() -> PartialState:
-    """Which process this is, under torchrun; alone, the main one."""
-    # without a GPU accelerate must be told that several processes share the work, or each trains by itself
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return PartialState(cpu=several and not torch.accelerator.is_available())
-
-
-def check_trackers(config: TrainConfig) -> None:
-    """Refuse a tracker that is unknown or not installed; accelerate itself would go on without it.
-
-    Raises:
-        ConfigError: names it and what there is.
-    """
-    installed = [str(t) for t in get_available_trackers()]
-    for name in config.trackers:
-        if name not in installed:
-            raise ConfigError(
-                f"train.trackers: {name!r} is unknown or not installed{did_you_mean(name, installed)}; "
-                f"installed: {', '.join(installed) or 'none'} (pip install 'seqtune[track]' brings tensorboard)"
-            )
-
-
-def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-@contextmanager
-def _no_sync(accelerator: Accelerator, module: torch.nn.Module, skip: bool) -> Iterator[None]:
-    if skip:
-        with accelerator.no_sync(module):
-            yield
-    else:
-        yield
 
 
 def _rank(metrics: dict[str, float]) -> tuple[float, ...]:

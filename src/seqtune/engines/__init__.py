@@ -9,9 +9,11 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
+from seqtune import progress
 from seqtune.config import DecodeConfig
 from seqtune.engines.ct2 import CTranslate2Engine
 from seqtune.engines.native import NativeEngine, fits
+from seqtune.engines.quantized import quantized
 from seqtune.engines.reference import TransformersEngine
 from seqtune.engines.vllm import VllmEngine
 from seqtune.errors import ConfigError
@@ -51,13 +53,17 @@ def make_engine(model: PreTrainedModel, end: int, config: DecodeConfig, folder: 
         return CTranslate2Engine(model, end, config, folder)
     if config.engine == "vllm":
         return VllmEngine(model, end, config, folder)
-    if config.engine == "transformers":
-        return TransformersEngine(model, end, config)
-    if fits(model):
-        return NativeEngine(model, end, config)
+    if config.engine != "transformers" and fits(model):
+        return NativeEngine(quantized(model) if config.weights == "int8" else model, end, config)
     if config.engine == "native":
         raise ConfigError(
             f"decode.engine = 'native' does not fit {type(model).__name__}: its cached and its plain forward differ; "
             "use 'transformers', or 'auto', which chooses"
+        )
+    if config.weights == "int8":
+        raise ConfigError("decode.weights = 'int8' needs decode.engine = 'native' or 'ctranslate2'")
+    if config.engine == "auto":
+        progress.console().print(
+            f"[dim]decoding through transformers: the native engine does not fit {type(model).__name__}[/dim]"
         )
     return TransformersEngine(model, end, config)

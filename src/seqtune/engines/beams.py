@@ -108,11 +108,11 @@ class Beams:
     def _candidates(self, logits_BKV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The best continuations of a row, best first: scores, tokens and parent beams, each [B, C]."""
         num_parents = logits_BKV.size(1)
-        logits_BKV = logits_BKV.float()
+        log_probs_BKV = logits_BKV.float().log_softmax(-1)  # on CPUs far quicker than logsumexp alone
         # 2 K, so that K are left even if every beam's best is the end token
         count = 1 if self.num_beams == 1 else min(2 * self.num_beams, logits_BKV.size(-1))
-        top_BKC, tokens_BKC = logits_BKV.max(-1, keepdim=True) if count == 1 else logits_BKV.topk(count)
-        scores_BKC = top_BKC - logits_BKV.logsumexp(-1, keepdim=True) + self.scores_BK[:, :num_parents, None]
+        top_BKC, tokens_BKC = log_probs_BKV.max(-1, keepdim=True) if count == 1 else log_probs_BKV.topk(count)
+        scores_BKC = top_BKC + self.scores_BK[:, :num_parents, None]
         if num_parents == 1:
             return scores_BKC[:, 0], tokens_BKC[:, 0], torch.zeros_like(tokens_BKC[:, 0])
         scores_BC, index_BC = scores_BKC.flatten(1).topk(2 * self.num_beams)

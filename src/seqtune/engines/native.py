@@ -29,6 +29,7 @@ from seqtune.engines.beams import Beams
 from seqtune.records import Candidate
 
 ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompts are read together
+LIKE_LENGTH = 0.8  # prompts that are read together are at least this long beside the longest
 DROP_EVERY = 16  # steps between looking for slots that no beam needs
 PROBE = ([5, 6, 7, 8, 9], [5, 7, 9])  # tokens, modulo the vocabulary
 
@@ -269,11 +270,13 @@ class NativeEngine:
         num_rows = min(max(1, config.token_budget // num_slots), len(sources))
         search = (self.end, config.length_penalty)
         decoder = Decoder(self.model, num_rows, num_slots, config.num_beams, max(limits), search)
+        filling = False
         with decoder.stack:
             while waiting or decoder.names:
                 free = num_rows - len(decoder.names)
-                if waiting and (not decoder.names or free * ENTER_SHARE >= num_rows):
-                    entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                filling = bool(waiting) and free > 0 and (filling or not decoder.names or free * ENTER_SHARE >= num_rows)
+                if filling:
+                    entering = _next_group(waiting, sources, free)
                     done = decoder.enter(entering, [sources[i] for i in entering], [limits[i] for i in entering])
                 else:
                     done = decoder.step()
@@ -282,6 +285,15 @@ class NativeEngine:
                     yield decoder.names[row], decoder.beams.candidates(row, config.num_return, config.length_penalty)
                 if finished:
                     decoder.leave(finished)
+
+
+def _next_group(waiting: deque[int], sources: Sequence[np.ndarray], free: int) -> list[int]:
+    """The longest waiting inputs of like length, so that reading them together pads little."""
+    longest = len(sources[waiting[0]])
+    group = [waiting.popleft()]
+    while waiting and len(group) < free and len(sources[waiting[0]]) >= LIKE_LENGTH * longest:
+        group.append(waiting.popleft())
+    return group
 
 
 _fits: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

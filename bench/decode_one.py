@@ -1,0 +1,65 @@
+"""One decoding measurement: `decode_one.py WORK --engine native --batch 32 --num-beams 5 [--new 64]`.
+
+Without `--new` a trained run is decoded to the ends that it writes (WORK is a run folder); with it, random weights write that many
+tokens each. Prints seconds and a digest of the outputs, so that engines can be told to agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import common
+from seqtune.config import DecodeConfig
+from seqtune.engines import make_engine
+from seqtune.predict import Predictor
+from seqtune.records import Example
+from seqtune.tasks import Task
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--engine", required=True)
+    parser.add_argument("--weights", default="auto")
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--num-beams", type=int, required=True)
+    parser.add_argument("--inputs", type=int, default=32)
+    parser.add_argument("--new", type=int)
+    options = parser.parse_args()
+    folder = options.work / "model"
+    decode = DecodeConfig(num_beams=options.num_beams, engine=options.engine, weights=options.weights, token_budget=10**9)
+    if options.new is None:
+        lines = (options.work / "predictions.jsonl").read_text().splitlines()[: options.inputs]
+        texts = [json.loads(line)["input"] for line in lines]
+        predictor = Predictor.load(str(options.work), decode)
+        limit = predictor.max_new_tokens
+    else:
+        texts = [smiles for smiles, _ in common.read_pairs(options.work / "pairs.csv")][: options.inputs]
+        predictor = Predictor.load(str(folder), decode)
+        predictor.task = Task("smiles", "iupac", "plain", "{output}", "\n")
+        limit = options.new
+    encoded = predictor._encode([Example(str(i), t, None) for i, t in enumerate(texts)])
+    sources = sorted((s for s in encoded if isinstance(s, np.ndarray)), key=len)
+    end = predictor.encoder.end if options.new is None else predictor.model.config.vocab_size - 1
+    engine = make_engine(predictor.model, end, decode, folder)
+    if hasattr(engine, "_scores"):
+        engine._scores = lambda source, group: [0.0] * len(group)  # the peer's work, not our reading once more
+    list(engine.generate(sources[:4], [4] * 4))
+    found: dict[int, list[int]] = {}
+    started = time.perf_counter()
+    for first in range(0, len(sources), options.batch):
+        part = sources[first : first + options.batch]
+        for index, candidates in engine.generate(part, [limit] * len(part)):
+            found[first + index] = candidates[0].ids
+    seconds = time.perf_counter() - started
+    digests = [hashlib.md5(str(found[i]).encode(), usedforsecurity=False).hexdigest()[:8] for i in sorted(found)]
+    common.report(
+        seconds=seconds, sequences=len(found), tokens=sum(map(len, found.values())), digests=digests,
+        peak_mib=common.peak_mib(), threads=torch.get_num_threads(),
+    )  # fmt: skip

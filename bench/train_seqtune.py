@@ -1,0 +1,56 @@
+"""One training measurement of seqtune: `train_seqtune.py WORK --batch 32 --steps 6 --warm 2`; AdamW, full fine-tuning."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+import common
+from seqtune import models, train
+from seqtune.config import load_config
+from seqtune.fit import _trim, make_encoder
+from seqtune.preparation import prepare
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--warm", type=int, default=2)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    extra = dict(item.split("=", 1) for item in options.set)
+    config = load_config(
+        overrides={
+            "data.path": str(options.work / "pairs.csv"), "data.input": "smiles", "data.output": "iupac",
+            "data.split": {"validation": 0.0, "test": 0.0}, "model.name": str(options.work / "model"),
+            "train.optimizer": "adamw", "train.batch_size": options.batch, "train.precision": options.precision,
+            "train.max_steps": options.warm + options.steps, "train.checkpoint_minutes": 1e9, **extra,
+        }
+    )  # fmt: skip
+    encoder = make_encoder(config)
+    prepared = prepare(config, encoder)
+    model = models.load_model(config.model, 0)
+    num_rows_before = model.config.vocab_size
+    if config.model.trim_vocabulary:
+        _trim(model, encoder.tokenizer, prepared, quiet=True)
+    folder = Path(tempfile.mkdtemp())
+    train.LOG_EVERY = 1
+    trainer = train.Trainer(model, prepared.encoded, config.train, folder)
+    trainer.checkpoint = lambda: None  # writing is not what is measured
+    trainer.run(quiet=True)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    shutil.rmtree(folder)
+    first, last = log[options.warm - 1], log[-1]
+    seconds, tokens = last["seconds"] - first["seconds"], last["num_tokens"] - first["num_tokens"]
+    common.report(
+        seconds=seconds, tokens=tokens, rows=options.batch * options.steps, peak_mib=common.peak_mib(),
+        flops=6 * common.num_multiplied(model) * tokens, vocabulary=[num_rows_before, model.config.vocab_size],
+        ceiling_gflops=common.matmul_ceiling(), threads=torch.get_num_threads(), loss=last["loss"],
+    )  # fmt: skip

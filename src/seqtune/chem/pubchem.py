@@ -1,0 +1,165 @@
+"""PubChem's CID-SMILES and CID-IUPAC files -> one table, streamed: memory stays flat however long the files are.
+
+Both files are `CID <tab> text`, one line a compound, ascending by CID (https://ftp.ncbi.nlm.nih.gov/pubchem/Compound/Extras/).
+They are unpacked and parsed in blocks by a thread each, and joined where the blocks overlap.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars
+import pyarrow.parquet
+
+from seqtune.errors import DataError
+
+BLOCK = 8 * 2**20  # unpacked bytes parsed at once
+COLUMNS = ("cid", "smiles", "iupac")
+
+
+def join(
+    smiles: Path,
+    names: Path,
+    out: Path,
+    *,
+    max_smiles: int | None = None,
+    max_name: int | None = None,
+    one_fragment: bool = False,
+) -> dict[str, int]:
+    """Write the compounds that both files know as Parquet, columns `cid`, `smiles`, `iupac`.
+
+    Args:
+        smiles: CID-SMILES, plain or .gz.
+        names: CID-IUPAC, likewise.
+        out: Parquet file to write.
+        max_smiles: leave out longer SMILES (characters).
+        max_name: leave out longer names (characters).
+        one_fragment: leave out salts and mixtures (a dot in the SMILES).
+
+    Returns:
+        A count per file, per reason for leaving a compound out, and of those kept.
+
+    Raises:
+        DataError: a file is missing, broken, or not ascending by CID.
+    """
+    rules: dict[str, polars.Expr] = {}
+    if max_smiles:
+        rules["SMILES too long"] = polars.col("smiles").str.len_bytes() > max_smiles
+    if max_name:
+        rules["name too long"] = polars.col("iupac").str.len_bytes() > max_name
+    if one_fragment:
+        rules["several fragments"] = polars.col("smiles").str.contains(".", literal=True)
+    counts: Counter[str] = Counter()
+    hidden = out.with_name("." + out.name)
+    writer: Any = None
+    try:
+        for joined in _joined(smiles, names, counts):
+            kept = joined
+            for reason, rule in rules.items():
+                before = kept.height
+                kept = kept.filter(~rule)
+                counts[reason] += before - kept.height
+            counts["kept"] += kept.height
+            table = kept.to_arrow()
+            writer = writer or pyarrow.parquet.ParquetWriter(hidden, table.schema, compression="zstd", compression_level=1)
+            writer.write_table(table)
+        if not counts["kept"]:
+            raise DataError(f"{str(smiles)!r} and {str(names)!r} share no compound that the limits allow")
+        writer.close()
+        hidden.replace(out)
+    finally:
+        hidden.unlink(missing_ok=True)
+    return dict(counts)
+
+
+def _joined(smiles: Path, names: Path, counts: Counter[str]) -> Iterator[polars.DataFrame]:
+    """Inner join of two ascending streams, a piece at a time."""
+    with ThreadPoolExecutor(2, thread_name_prefix="unpack") as pool:
+        sides = [_Side(smiles, "smiles", pool, counts), _Side(names, "iupac", pool, counts)]
+        while all(side.fill() for side in sides):
+            limit = min(side.last for side in sides)
+            left, right = (side.take(limit) for side in sides)
+            yield left.join(right, on="cid", how="inner", maintain_order="left")
+        for side in sides:
+            side.drain()
+
+
+class _Side:
+    """One file: the compounds read but not yet joined, and the next block on its way."""
+
+    def __init__(self, path: Path, column: str, pool: ThreadPoolExecutor, counts: Counter[str]):
+        self.path, self.pool, self.counts = path, pool, counts
+        self.blocks = _blocks(path, column)
+        self.coming = pool.submit(next, self.blocks, None)
+        self.frame = polars.DataFrame(schema={"cid": polars.UInt32, column: polars.String})
+        self.last = -1
+
+    def fill(self) -> bool:
+        """Have at least one compound; `False` at the end of the file."""
+        while not self.frame.height:
+            block = self.coming.result()
+            if block is None:
+                return False
+            self.coming = self.pool.submit(next, self.blocks, None)
+            self.counts[f"records in {self.path.name}"] += block.height
+            first = int(block["cid"][0])
+            if first <= self.last or not block["cid"].is_sorted():
+                raise DataError(f"{str(self.path)!r} is not ascending by CID near {first}; the files are joined in one pass")
+            self.frame, self.last = block, int(block["cid"][-1])
+        return True
+
+    def take(self, limit: int) -> polars.DataFrame:
+        """The compounds up to a CID."""
+        count = int(self.frame["cid"].search_sorted(limit, side="right"))
+        taken, self.frame = self.frame[:count], self.frame[count:]
+        return taken
+
+    def drain(self) -> None:
+        """Count what the other file has no partner for; a broken rest is noticed too."""
+        self.frame = self.frame.clear()
+        while self.fill():
+            self.frame = self.frame.clear()
+
+
+def _blocks(path: Path, column: str) -> Iterator[polars.DataFrame]:
+    rest = b""
+    try:
+        with _open(path) as stream:
+            while block := stream.read(BLOCK):
+                whole, newline, rest = (rest + block).rpartition(b"\n")
+                if newline:
+                    yield _parse(path, whole, column)
+        if rest:
+            yield _parse(path, rest, column)
+    except FileNotFoundError:
+        raise DataError(f"{str(path)!r} does not exist") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{str(path)!r} cannot be unpacked: {error}; download it again") from None
+
+
+def _parse(path: Path, block: bytes, column: str) -> polars.DataFrame:
+    try:
+        return polars.read_csv(
+            block, separator="\t", has_header=False, quote_char=None, schema={"cid": polars.UInt32, column: polars.String}
+        )
+    except polars.exceptions.PolarsError as error:
+        sample = block[:60].decode("utf-8", "replace")
+        raise DataError(f"{str(path)!r}: not lines of CID <tab> text near {sample!r} ({str(error).splitlines()[0]})") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix != ".gz":
+        return path.open("rb")
+    try:  # unpacks several times faster
+        opener: Any = importlib.import_module("isal.igzip").open
+    except ImportError:
+        opener = gzip.open
+    return opener(os.fspath(path), "rb")

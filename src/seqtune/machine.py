@@ -1,0 +1,55 @@
+"""What this machine has: devices, arithmetic units, cores; and settings of the process that make it use them well."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+# glibc hands large freed blocks back to the system and faults them in again at the next step; these keep them. mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20
+
+
+def has_bf16_units() -> bool:
+    """True where bf16 arithmetic is native: recent GPUs, and CPUs with AVX512-BF16 or AMX; elsewhere it is slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def best_device() -> torch.device:
+    """CUDA, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def available_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: its affinity, lowered by a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cgroup.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        return cores
+
+
+@functools.cache
+def settle_in() -> None:
+    """Set thread count and allocator for computing on the CPU; a thread count that the user set stays."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        except (OSError, AttributeError):  # another C library
+            return
