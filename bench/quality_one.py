@@ -15,12 +15,11 @@ from typing import Any
 
 import common
 import tasks
-from seqtune import fit, models
-from seqtune.config import load_config
+from seqtune import fit
+from seqtune.config import load_config, parse_override
 from seqtune.preparation import prepare
 from seqtune.train import Trainer
 from seqtune.validation import Validator
-from seqtune.vocab import extend_embeddings
 
 RECIPES: dict[str, dict[str, Any]] = {
     "seqtune": {},
@@ -51,16 +50,12 @@ if __name__ == "__main__":
         overrides={
             "data.path": str(train), "data.validation_path": str(validation), "data.split": {"validation": 0.0, "test": 0.0},
             "out": str(folder / "run"), "train.checkpoint_minutes": 1e9, "train.validate_every": 1,
-            "train.validate_max_seconds": 600, **RECIPES[options.recipe], **dict(i.split("=", 1) for i in options.set),
+            "train.validate_max_seconds": 600, **RECIPES[options.recipe], **{".".join(key): value for key, value in map(parse_override, options.set)},
         }
     )  # fmt: skip
     encoder = fit.make_encoder(config)
     prepared = prepare(config, encoder)
-    model = models.load_model(config.model, 0)
-    extend_embeddings(model, prepared.new_tokens)
-    tokenizer = encoder.tokenizer
-    if config.model.trim_vocabulary:
-        tokenizer, _ = fit._trim(model, tokenizer, prepared, quiet=True)
+    model, tokenizer, _ = fit.starting_point(config, encoder, prepared, quiet=True)
     validator = Validator(tokenizer, prepared, config)
     spent, due, curve = [0.0], [0.0], []
 

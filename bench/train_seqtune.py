@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 import common
-from seqtune import models, train
-from seqtune.config import load_config
-from seqtune.fit import _trim, make_encoder
+from seqtune import train
+from seqtune.config import load_config, parse_override
+from seqtune.fit import make_encoder, starting_point
 from seqtune.preparation import prepare
 
 if __name__ == "__main__":
@@ -25,7 +25,7 @@ if __name__ == "__main__":
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
-    extra = dict(item.split("=", 1) for item in options.set)
+    extra = {".".join(key): value for key, value in map(parse_override, options.set)}
     config = load_config(
         overrides={
             "data.path": str(options.work / "pairs.csv"), "data.input": "smiles", "data.output": "iupac",
@@ -36,10 +36,7 @@ if __name__ == "__main__":
     )  # fmt: skip
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)
-    model = models.load_model(config.model, 0)
-    num_rows_before = model.config.vocab_size
-    if config.model.trim_vocabulary:
-        _trim(model, encoder.tokenizer, prepared, quiet=True)
+    model, _, _ = starting_point(config, encoder, prepared, quiet=True)
     folder = Path(tempfile.mkdtemp())
     train.LOG_EVERY = 1
     trainer = train.Trainer(model, prepared.encoded, config.train, folder)
@@ -51,6 +48,6 @@ if __name__ == "__main__":
     seconds, tokens = last["seconds"] - first["seconds"], last["num_tokens"] - first["num_tokens"]
     common.report(
         seconds=seconds, tokens=tokens, rows=options.batch * options.steps, peak_mib=common.peak_mib(),
-        flops=6 * common.num_multiplied(model) * tokens, vocabulary=[num_rows_before, model.config.vocab_size],
+        flops=6 * common.num_multiplied(model) * tokens, vocabulary=[encoder.vocab_size, model.config.vocab_size],
         ceiling_gflops=common.matmul_ceiling(), threads=torch.get_num_threads(), loss=last["loss"],
     )  # fmt: skip

@@ -16,6 +16,7 @@ from seqtune.config import TrainConfig
 from seqtune.records import Batch, Encoded
 
 POOL_BATCHES = 32  # rows are sorted by length inside pools of about this many batches
+MIN_POOLS = 8  # of which an epoch has at least so many
 
 
 def plan_epoch(lengths: np.ndarray, config: TrainConfig, epoch: int) -> list[np.ndarray]:
@@ -38,12 +39,13 @@ def plan_epoch(lengths: np.ndarray, config: TrainConfig, epoch: int) -> list[np.
     if config.batching == "pack":
         return list(_cut_by_sum(order, lengths[order], token_budget, batch_size))
     per_batch = batch_size or max(1, int((token_budget or 0) / max(1.0, float(lengths.mean()))))
-    pool_size = per_batch * POOL_BATCHES
+    # in a small table, batches of one length each would follow from sorting it all: they learn worse than mixed ones
+    pool_size = per_batch * max(1, min(POOL_BATCHES, len(order) // (per_batch * MIN_POOLS)))
     batches: list[np.ndarray] = []
     for start in range(0, len(order), pool_size):
         pool = order[start : start + pool_size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches.extend(_cut(pool, lengths[pool], token_budget, batch_size))
+        batches.extend(cut(pool, lengths[pool], token_budget, batch_size))
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
@@ -61,9 +63,10 @@ def _cut_by_sum(
         yield rows[start:]
 
 
-def _cut(
+def cut(
     rows: np.ndarray, lengths: Sequence[int] | np.ndarray, token_budget: int | None, batch_size: int | None
 ) -> Iterator[np.ndarray]:
+    """Cut rows that are sorted by length into batches under a budget of rows x longest row, or of so many rows."""
     start = 0
     for end in range(1, len(rows) + 1):
         size = end - start
@@ -118,7 +121,7 @@ class StepPlan:
 def by_length(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     """Batches in order of length, longest first, for prediction: memory trouble shows at once."""
     order = np.argsort(lengths, kind="stable")
-    return list(_cut(order, np.asarray(lengths)[order], token_budget, None))[::-1]
+    return list(cut(order, np.asarray(lengths)[order], token_budget, None))[::-1]
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, pack_length: int | None = None) -> Batch:

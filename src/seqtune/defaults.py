@@ -6,6 +6,8 @@
 | learning_rate | 3e-3 | 3e-3 x (parameters / 1 M)^-0.6: 1.7e-4 at 125 M, 4e-5 at 1.3 B |
 | token_budget | 2,048 | 8,192 |
 
+Precision is bf16 where the hardware has units for it, but for AdamW on CPUs only from 10 M parameters up.
+
 Epochs are 3, or as many as give 1,000 steps if 3 give fewer, but never more than 50. What was measured for these
 choices is in `bench/LOG.md`.
 """
@@ -15,12 +17,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from seqtune.batching import plan_epoch
 from seqtune.config import TrainConfig
 from seqtune.machine import has_bf16_units
 
 MUON_LIMIT = 50_000_000
+BF16_LIMIT = 10_000_000
 MUON_ADAMW_RATE = 3e-3
 SMALL_BUDGET, LARGE_BUDGET = 2048, 8192
 EPOCHS, MIN_STEPS, MAX_EPOCHS = 3.0, 1000, 50.0
@@ -48,7 +52,9 @@ def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> Tr
     optimizer = ("muon" if small else "adamw") if config.optimizer == "auto" else config.optimizer
     rate = config.learning_rate or (MUON_ADAMW_RATE if optimizer == "muon" else adamw_rate(num_parameters))
     budget = config.token_budget or (SMALL_BUDGET if small else LARGE_BUDGET)
-    precision = ("bf16" if has_bf16_units() else "fp32") if config.precision == "auto" else config.precision
+    # on CPUs, converting the weights of a small model costs more than its products gain, unless Muon has many more of them
+    quick = has_bf16_units() and (optimizer == "muon" or num_parameters >= BF16_LIMIT or torch.cuda.is_available())
+    precision = ("bf16" if quick else "fp32") if config.precision == "auto" else config.precision
     # measured on CPUs, where a dense mask costs more than the little padding that buckets leave; see bench/LOG.md
     batching = "bucket" if config.batching == "auto" else config.batching
     epochs = config.epochs

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from seqtune import card, models, progress, runs
 from seqtune.config import Config
 from seqtune.encode import Encoder
+from seqtune.engines import check_engine
 from seqtune.errors import RunError, VocabularyError
 from seqtune.evaluate import evaluate
 from seqtune.predict import Predictor
@@ -70,11 +71,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     check_trackers(config.train)
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)
-    model = models.load_model(config.model, config.train.seed)
-    extend_embeddings(model, prepared.new_tokens)
-    tokenizer, kept = encoder.tokenizer, None
-    if config.model.trim_vocabulary:
-        tokenizer, kept = _trim(model, tokenizer, prepared, quiet)
+    model, tokenizer, kept = starting_point(config, encoder, prepared, quiet)
     continuing = [False]
     if process.is_main_process:
         continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]
@@ -107,6 +104,22 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     if trainer.is_main:
         metrics = _finish(trainer.model, tokenizer, prepared, config, outcome, quiet)
     return Fitted(folder, outcome_summary(outcome), metrics)
+
+
+def starting_point(
+    config: Config, encoder: Encoder, prepared: Prepared, quiet: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, np.ndarray | None]:
+    """The model to train, its tokenizer, and the original id of each of its tokens if its vocabulary was trimmed.
+
+    Where it is trimmed, the prepared rows are renumbered too.
+    """
+    model = models.load_model(config.model, config.train.seed)
+    check_engine(model, config.decode)
+    extend_embeddings(model, prepared.new_tokens)
+    if not config.model.trim_vocabulary:
+        return model, encoder.tokenizer, None
+    tokenizer, kept = _trim(model, encoder.tokenizer, prepared, quiet)
+    return model, tokenizer, kept
 
 
 def _trim(
@@ -150,7 +163,7 @@ def _finish(
     save_model(model, tokenizer, folder / "model")
     metrics = None
     if prepared.examples["test"]:
-        predictor = Predictor(model, tokenizer, prepared.task, config.decode)
+        predictor = Predictor(model, tokenizer, prepared.task, config.decode, folder / "model")
         predictions = predict_with_progress(predictor, prepared.examples["test"], "evaluate", quiet)
         metrics = evaluate(predictions)
         runs.write_predictions(folder / "predictions.jsonl", predictions)

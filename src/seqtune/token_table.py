@@ -171,7 +171,8 @@ def _open(path: Path) -> pyarrow.Table:
 
 def _read(folder: Path) -> tuple[TokenTable, dict[int, str]]:
     rows = _open(folder / "rows.arrow")
-    ids = _open(folder / "tokens.arrow")["ids"].chunk(0).to_numpy(zero_copy_only=True)
+    column = _open(folder / "tokens.arrow")["ids"]
+    ids = column.chunk(0).to_numpy(zero_copy_only=True) if column.num_chunks else np.zeros(0, dtype=np.uint16)
     offsets = np.concatenate([[0], rows["length"].to_numpy().cumsum()]).astype(np.int64)
     errors = _open(folder / "errors.arrow").to_pydict()
     return TokenTable(ids, offsets, rows["loss_start"].to_numpy()), dict(zip(errors["index"], errors["reason"], strict=True))

@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 
 from seqtune import progress
 from seqtune.config import DecodeConfig
-from seqtune.engines.ct2 import CTranslate2Engine
+from seqtune.engines import ct2, vllm
 from seqtune.engines.native import NativeEngine, fits
 from seqtune.engines.quantized import quantized
 from seqtune.engines.reference import TransformersEngine
-from seqtune.engines.vllm import VllmEngine
 from seqtune.errors import ConfigError
 from seqtune.records import Candidate
 
@@ -36,6 +35,26 @@ class Engine(Protocol):
         ...
 
 
+def check_engine(model: PreTrainedModel, config: DecodeConfig) -> None:
+    """Find out before the work starts whether the engine can serve the model.
+
+    Raises:
+        ConfigError: it cannot.
+        MissingDependencyError: it is not installed.
+    """
+    if config.engine == "ctranslate2":
+        ct2.check(model)
+    elif config.engine == "vllm":
+        vllm.check(config)
+    elif config.engine == "native" and not fits(model):
+        raise ConfigError(
+            f"decode.engine = 'native' does not fit {type(model).__name__}: its cached and its plain forward differ; "
+            "use 'transformers', or 'auto', which chooses"
+        )
+    elif config.weights == "int8" and (config.engine == "transformers" or not fits(model)):
+        raise ConfigError("decode.weights = 'int8' needs decode.engine = 'native' or 'ctranslate2'")
+
+
 def make_engine(model: PreTrainedModel, end: int, config: DecodeConfig, folder: Path | None = None) -> Engine:
     """The engine that `decode.engine` names; `auto` is the native one wherever it is exact, else transformers.
 
@@ -49,21 +68,14 @@ def make_engine(model: PreTrainedModel, end: int, config: DecodeConfig, folder: 
         ConfigError: the engine cannot serve this model.
         MissingDependencyError: it is not installed.
     """
+    check_engine(model, config)
     if config.engine == "ctranslate2":
-        return CTranslate2Engine(model, end, config, folder)
+        return ct2.CTranslate2Engine(model, end, config, folder)
     if config.engine == "vllm":
-        return VllmEngine(model, end, config, folder)
+        return vllm.VllmEngine(model, end, config, folder)
     if config.engine != "transformers" and fits(model):
         return NativeEngine(quantized(model) if config.weights == "int8" else model, end, config)
-    if config.engine == "native":
-        raise ConfigError(
-            f"decode.engine = 'native' does not fit {type(model).__name__}: its cached and its plain forward differ; "
-            "use 'transformers', or 'auto', which chooses"
-        )
-    if config.weights == "int8":
-        raise ConfigError("decode.weights = 'int8' needs decode.engine = 'native' or 'ctranslate2'")
     if config.engine == "auto":
-        progress.console().print(
-            f"[dim]decoding through transformers: the native engine does not fit {type(model).__name__}[/dim]"
-        )
+        note = f"decoding through transformers: the native engine does not fit {type(model).__name__}"
+        progress.console().print(f"[dim]{note}[/dim]")
     return TransformersEngine(model, end, config)

@@ -34,6 +34,19 @@ FAMILIES = (
 )
 
 
+def check(model: PreTrainedModel) -> Any:
+    """The package, if it is there and has a loader for the family; else the errors of `CTranslate2Engine`."""
+    family = model.config.model_type
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"decode.engine = 'ctranslate2' has no loader for {family!r} (it has: {', '.join(FAMILIES)}); use 'native'"
+        )
+    try:
+        return importlib.import_module("ctranslate2")
+    except ImportError:
+        raise MissingDependencyError("ctranslate2", "fast", "the engine 'ctranslate2'") from None
+
+
 class CTranslate2Engine:
     """Greedy and beam search through CTranslate2; the model is converted once and kept beside its folder.
 
@@ -49,17 +62,9 @@ class CTranslate2Engine:
     """
 
     def __init__(self, model: PreTrainedModel, end: int, config: DecodeConfig, folder: Path | None):
-        family = model.config.model_type
-        if family not in FAMILIES:
-            raise ConfigError(
-                f"decode.engine = 'ctranslate2' has no loader for {family!r} (it has: {', '.join(FAMILIES)}); use 'native'"
-            )
+        self.package: Any = check(model)
         if folder is None or not folder.is_dir():
             raise ConfigError("decode.engine = 'ctranslate2' needs a run or model folder on disk")
-        try:
-            self.package: Any = importlib.import_module("ctranslate2")
-        except ImportError:
-            raise MissingDependencyError("ctranslate2", "fast", "the engine 'ctranslate2'") from None
         self.end, self.config = end, config
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         weights = "float32" if config.weights == "auto" else config.weights

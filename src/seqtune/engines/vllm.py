@@ -16,6 +16,18 @@ from seqtune.errors import ConfigError, MissingDependencyError
 from seqtune.records import Candidate
 
 
+def check(config: DecodeConfig) -> Any:
+    """The package, if it is there and can do what is asked; else the errors of `VllmEngine`."""
+    if not torch.cuda.is_available():
+        raise ConfigError("decode.engine = 'vllm' needs a CUDA GPU, and there is none here; use 'native'")
+    if config.num_beams > 1:
+        raise ConfigError(f"decode.engine = 'vllm' decodes greedily; num_beams = {config.num_beams} needs 'native'")
+    try:
+        return importlib.import_module("vllm")
+    except ImportError:
+        raise MissingDependencyError("vllm", "vllm", "the engine 'vllm'") from None
+
+
 class VllmEngine:
     """Decoding through vLLM, which loads the model's folder itself.
 
@@ -25,16 +37,9 @@ class VllmEngine:
     """
 
     def __init__(self, model: PreTrainedModel, end: int, config: DecodeConfig, folder: Path | None):
-        if not torch.cuda.is_available():
-            raise ConfigError("decode.engine = 'vllm' needs a CUDA GPU, and there is none here; use 'native'")
-        if config.num_beams > 1:
-            raise ConfigError(f"decode.engine = 'vllm' decodes greedily; num_beams = {config.num_beams} needs 'native'")
+        self.package: Any = check(config)
         if folder is None:
             raise ConfigError("decode.engine = 'vllm' needs a run or model folder on disk")
-        try:
-            self.package: Any = importlib.import_module("vllm")
-        except ImportError:
-            raise MissingDependencyError("vllm", "vllm", "the engine 'vllm'") from None
         self.end = end
         self.server = self.package.LLM(model=str(folder), tokenizer=str(folder), gpu_memory_utilization=0.5)
 
