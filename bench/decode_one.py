@@ -18,6 +18,7 @@ import torch
 import common
 from seqtune.config import DecodeConfig
 from seqtune.engines import make_engine
+from seqtune.engines.native import DROP_EVERY
 from seqtune.predict import Predictor
 from seqtune.records import Example
 from seqtune.tasks import Task
@@ -47,14 +48,19 @@ if __name__ == "__main__":
     encoded = predictor._encode([Example(str(i), t, None) for i, t in enumerate(texts)])
     sources = sorted((s for s in encoded if isinstance(s, np.ndarray)), key=len)
     end = predictor.encoder.end if options.new is None else predictor.model.config.vocab_size - 1
+    if options.engine == "native":
+        slots = max(map(len, sources)) + limit + options.num_beams * DROP_EVERY
+        decode = decode.model_copy(update={"token_budget": options.batch * slots})
     engine = make_engine(predictor.model, end, decode, folder)
     if hasattr(engine, "_scores"):
         engine._scores = lambda source, group: [0.0] * len(group)  # the peer's work, not our reading once more
     list(engine.generate(sources[:4], [4] * 4))
     found: dict[int, list[int]] = {}
     started = time.perf_counter()
-    for first in range(0, len(sources), options.batch):
-        part = sources[first : first + options.batch]
+    # the native engine holds so many rows at once, too, but lets the next one in where one ends
+    chunk = len(sources) if options.engine == "native" else options.batch
+    for first in range(0, len(sources), chunk):
+        part = sources[first : first + chunk]
         for index, candidates in engine.generate(part, [limit] * len(part)):
             found[first + index] = candidates[0].ids
     seconds = time.perf_counter() - started
