@@ -150,6 +150,12 @@ def test_predict_into_a_closed_pipe(fitted):
     assert "BrokenPipe" not in done.stderr
 
 
+def test_a_table_into_a_closed_pipe_is_no_error(fitted):
+    command = f"set -o pipefail; '{sys.executable}' -m seqtune score '{fitted}/predictions.jsonl' | sleep 0"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_evaluate_equals_score_on_its_file(fitted, tmp_path):
     table = write_csv(tmp_path / "test.csv", pairs(30))
     metrics = json.loads(run("evaluate", str(fitted), str(table), "--out", str(tmp_path / "e"), "--json").stdout)

@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seqtune.errors import SeqtuneError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DONE, BAD_INPUT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -113,12 +116,22 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, ensure_ascii=False, indent=None))
 
 
+def stdout_console() -> Console:
+    """A console on stdout for tables and colours, without guessing widths in a pipe."""
+    from rich.console import Console
+
+    class Pipeable(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich itself would end the process with an error
+
+    return Pipeable(soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
 def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     """A table of scores with their intervals, then the strata and the signatures."""
-    from rich.console import Console
     from rich.table import Table
 
-    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    out = stdout_console()
     table = Table(title=title or None, title_justify="left")
     for heading in ("metric", "value", "95% interval"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)

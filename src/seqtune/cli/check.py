@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +16,7 @@ from seqtune.cli.app import (
     is_config,
     overrides,
     print_json,
+    stdout_console,
 )
 
 
@@ -60,11 +60,10 @@ def check(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    out = stdout_console()
     plain = not out.is_terminal
     for number, example in enumerate(result["examples"], start=1):
         text = Text()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from seqtune.cli.app import JsonOption, app, print_json
+from seqtune.cli.app import JsonOption, app, print_json, stdout_console
 
 
 @app.command()
@@ -27,10 +26,9 @@ def compare(
     if as_json:
         print_json(result)
         return
-    from rich.console import Console
     from rich.table import Table
 
-    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    out = stdout_console()
     table = Table(title=f"{result['num_items']} items, A = {a}, B = {b}", title_justify="left")
     for heading in ("metric", "A", "B", "B - A", "p"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seqtune.cli.app import JsonOption, app, print_json
+from seqtune.cli.app import JsonOption, app, print_json, stdout_console
 
 if TYPE_CHECKING:
     from seqtune.demo import Demo
@@ -58,14 +58,13 @@ def _say(text: str) -> None:
 
 
 def _show(shown: Demo, seconds: float) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from seqtune.card import SHOWN
 
     assert shown.fitted.metrics is not None
-    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    out = stdout_console()
     table = Table(title=f"{shown.fitted.metrics['num_items']} held-out molecules", title_justify="left")
     base = f"base model ({shown.base_metrics['num_items']} of them)"
     for heading in ("metric", base, "fine-tuned", "95% interval"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from seqtune.cli.app import JsonOption, app, print_json
+from seqtune.cli.app import JsonOption, app, print_json, stdout_console
 
 
 @app.command()
@@ -19,9 +17,8 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(facts)
         return
-    from rich.console import Console
 
-    out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    out = stdout_console()
     for section, entries in facts.items():
         out.print(f"[bold]{section}[/bold]")
         for name, value in entries.items():
