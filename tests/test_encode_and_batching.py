@@ -118,11 +118,21 @@ def test_plan_by_rows(lengths, size, batching):
 
 
 def test_epochs_are_shuffled_anew_and_padding_is_small():
-    lengths = np.clip(np.random.default_rng(0).lognormal(4, 0.45, 4000).astype(int), 5, 300)
+    lengths = np.clip(np.random.default_rng(0).lognormal(4, 0.45, 20_000).astype(int), 5, 300)
     first, second = (plan_epoch(lengths, TrainConfig(token_budget=2048), epoch) for epoch in (0, 1))
     assert [b.tolist() for b in first] != [b.tolist() for b in second]
     padded = sum(len(b) * lengths[b].max() for b in first)
     assert lengths.sum() / padded > 0.95
+
+
+def test_small_tables_keep_mixed_batches():
+    """Sorted as a whole, a small table would give batches of one length each, which learn worse."""
+    lengths = np.random.default_rng(0).integers(5, 50, 600)
+    batches = plan_epoch(lengths, TrainConfig(token_budget=1024), 0)
+    spread = np.mean([lengths[b].max() - lengths[b].min() for b in batches])
+    assert spread > 5  # of 45; one pool would give about 2
+    padded = sum(len(b) * lengths[b].max() for b in batches)
+    assert lengths.sum() / padded > 0.75
 
 
 @settings(max_examples=50, deadline=None)
