@@ -54,7 +54,7 @@ def test_help_lists_the_frozen_verbs_and_is_quick():
     # the promise is 0.5 s; twice that here, because tests share their cores
     assert min(seconds) < 1.0
     listed = [line.split()[1] for line in text.splitlines() if line.startswith("│ ") and line[2].isalpha()]
-    assert [v for v in listed if v in VERBS] == VERBS
+    assert sorted(v for v in listed if v in VERBS) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -205,8 +205,8 @@ def test_check_shows_loss_and_findings(llama_folder, tmp_path):
         (["fit", "--data", "TABLE", "--set", "model.max_length=5000000"], "exceeds the model's"),
         (["predict", "absent-run/x/y", "a"], "cannot be loaded"),
         (["score", "absent.jsonl"], "does not exist"),
-        (["data", "pubchm", "--out", "a.csv"], "there is no data set 'pubchm'"),
-        (["data", "chemicals", "--out", "a.txt"], "must end in .csv"),
+        (["data", "pubchm", "--out", "a.csv"], "there is no source 'pubchm'; did you mean 'pubchem'?"),
+        (["data", "chemicals", "--out", "a.txt"], "must end in .csv, .tsv, .parquet"),
         (["pretrain", "absent.txt", "--out", "base"], "cannot be read as UTF-8 text"),
         (["pretrain", "absent.txt", "--out", "base", "--num-heads", "7"], "does not divide"),
     ],

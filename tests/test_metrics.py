@@ -91,11 +91,11 @@ def test_bootstrap_interval_agrees_with_scipy():
     data = np.random.default_rng(1).random(400) < 0.3
     metric = mean_metric("m", "s", lambda p, r: float(p == "1"))
     statistics = np.column_stack([data.astype(float), np.ones(400)])
-    low, high = bootstrap_interval(metric, statistics)
+    low, high = bootstrap_interval(metric.value, statistics)
     theirs = scipy.stats.bootstrap((data.astype(float),), np.mean, method="percentile", n_resamples=5000, random_state=0)
     assert low == pytest.approx(theirs.confidence_interval.low, abs=0.01)
     assert high == pytest.approx(theirs.confidence_interval.high, abs=0.01)
-    assert bootstrap_interval(metric, statistics) == (low, high)
+    assert bootstrap_interval(metric.value, statistics) == (low, high)
 
 
 def test_paired_randomisation_equals_the_exact_test():

@@ -13,10 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import polars
 import pytest
 
-from seqtune.chem import pubchem
+from seqtune.chem import commands, pubchem
 from seqtune.chem.download import fetch
-from seqtune.chem.pubchem import join
 from seqtune.errors import DataError
+
+
+def join(first, second, out, **limits):
+    return commands.pubchem(out, "none", first, second, **limits)
 
 
 def write(path, rows: dict[int, str]):
@@ -51,13 +54,25 @@ def test_equals_a_dictionary_join_whatever_the_blocks(files, tmp_path, monkeypat
 
 def test_the_command_writes_parquet_that_fit_reads(files, tmp_path):
     out = tmp_path / "pairs.parquet"
-    command = [sys.executable, "-m", "seqtune", "data", "pubchem", "--out", str(out), "--smiles-file", str(files[2])]
+    command = [
+        sys.executable,
+        "-m",
+        "seqtune",
+        "data",
+        "pubchem",
+        "--preset",
+        "none",
+        "--out",
+        str(out),
+        "--smiles-file",
+        str(files[2]),
+    ]
     done = subprocess.run([*command, "--names-file", str(files[3])], capture_output=True, text=True, check=True)
     assert f"{out}: " in done.stdout
     assert polars.read_parquet(out).columns == ["cid", "smiles", "iupac"]
-    wrong = subprocess.run([*command[:6], str(tmp_path / "x.csv")], capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*command[:5], "--out", str(tmp_path / "x.xls")], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
-    assert "must end in .parquet" in wrong.stderr
+    assert "must end in .csv, .tsv, .parquet" in wrong.stderr
 
 
 def test_broken_files_are_named(files, tmp_path):
@@ -76,7 +91,7 @@ def test_broken_files_are_named(files, tmp_path):
     wrong.write_text("CCO\t1\n")
     with pytest.raises(DataError, match="not lines of CID <tab> text near 'CCO"):
         join(wrong, second, out)
-    with pytest.raises(DataError, match="share no compound"):
+    with pytest.raises(DataError, match="no row is kept; records in other: 1"):
         join(write(tmp_path / "other", {10**9: "C"}), second, out)
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from seqtune import plugins
 from seqtune.encode import Encoder
 from seqtune.preparation import Prepared
 from seqtune.records import Encoded, Example
 
 NUM_SHOWN = 3
 NGRAM = 3
+NUM_BINS = 10
 SUSPICION = 3.0  # nats per character by which the swapped reading must win
 
 
@@ -174,6 +176,24 @@ def tokens(row: Encoded, encoder: Encoder) -> list[tuple[str, bool]]:
     return pieces
 
 
+def neighbours(prepared: Prepared) -> dict[str, Any] | None:
+    """How similar held-out rows are to their nearest training row, if the task's pack can tell."""
+    pack = prepared.task.pack
+    held_out = prepared.examples["test"] or prepared.examples["validation"]
+    if pack is None or pack.neighbours is None or not held_out:
+        return None
+    found = plugins.load(pack.neighbours)(prepared.examples["train"], held_out)
+    if not found:
+        return None
+    counts, edges = np.histogram(found, bins=NUM_BINS, range=(0.0, 1.0))
+    return {
+        "num_rows": len(found),
+        "median": float(np.median(found)),
+        "edges": [round(float(e), 2) for e in edges],
+        "counts": counts.tolist(),
+    }
+
+
 def report(prepared: Prepared, encoder: Encoder) -> dict[str, Any]:
     """Everything `check` shows, as plain values for `--json`."""
     shown = []
@@ -183,5 +203,6 @@ def report(prepared: Prepared, encoder: Encoder) -> dict[str, Any]:
         "data": prepared.report(),
         "statistics": statistics(prepared, encoder),
         "findings": [{"level": f.level, "text": f.text} for f in findings(prepared)],
+        "neighbours": neighbours(prepared),
         "examples": shown,
     }

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from seqtune import plugins
 from seqtune.errors import ConfigError, did_you_mean
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -140,6 +141,8 @@ class DecodeConfig(_Section):
     length_penalty: float = 1.0
     max_new_tokens: PositiveInt | None = Field(default=None, description="default: from the longest training target")
     token_budget: PositiveInt = Field(default=16_384, description="tokens held at once")
+    verify: bool = Field(default=False, description="let the task's verifier check all hypotheses; the best verified one wins")
+    abstain: bool = Field(default=False, description="with verify: no answer rather than an unverified one")
     engine: Literal["auto", "native", "transformers", "ctranslate2", "vllm"] = Field(
         default="auto", description="auto: native where it is exact, else transformers (the reference)"
     )
@@ -152,13 +155,17 @@ class DecodeConfig(_Section):
     def _consistent(self) -> DecodeConfig:
         if self.num_return > self.num_beams:
             raise ValueError(f"num_return {self.num_return} is more than num_beams {self.num_beams}")
+        if self.abstain and not self.verify:
+            raise ValueError("abstain needs verify: without a verifier there is nothing to abstain on")
         return self
 
 
 class Config(_Section):
     """A whole run."""
 
-    task: str | None = Field(default=None, description="a task.yaml that sets columns and format")
+    task: str | None = Field(
+        default=None, description="a pack's task, such as chem:smiles-to-iupac, or a task.yaml: sets columns and format"
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     format: FormatConfig = Field(default_factory=FormatConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -249,19 +256,23 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         node[last] = value
     task = content.get("task")
     if task is not None:
-        content = _with_task(content, Path(str(task)))
+        content = _with_task(content, str(task))
     return validate(Config, content)
 
 
-def _with_task(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Fill columns and format from a task file; what the config says itself wins."""
-    task = read_yaml_mapping(path, "task")
+def _with_task(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """Fill columns and format from a pack's task or a task file; what the config says itself wins."""
     merged = dict(content)
+    if Path(name).suffix in (".yaml", ".yml"):
+        task = read_yaml_mapping(Path(name), "task")
+    else:
+        pack = plugins.find("tasks", name)
+        task = {"input": pack.input, "output": pack.output, "template": pack.template, "plugin": name}
     columns = {key: task[key] for key in ("input", "output") if key in task}
     formatting = {key: task[key] for key in FormatConfig.model_fields if key in task}
     merged["data"] = columns | (content.get("data") or {})
     merged["format"] = formatting | (content.get("format") or {})
-    merged["task"] = None
+    merged["task"] = task.get("plugin")
     return merged
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from seqtune import runs
+from seqtune.cpus import available_cpus
 from seqtune.machine import best_device
 from seqtune.models import builtin_path
 
@@ -24,7 +25,7 @@ def examine() -> dict[str, dict[str, Any]]:
         "system": {
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cpus": available_cpus(),
             "memory_gib": _memory_gib(),
             "free_disk_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from seqtune import plugins
 from seqtune.errors import DataError
 from seqtune.metrics import METRICS, Metric
-from seqtune.records import Prediction, Score
-from seqtune.significance import NUM_RESAMPLES, Comparison, bootstrap_interval, paired_randomization
+from seqtune.plugins import TaskMetrics
+from seqtune.records import Example, Hypothesis, Prediction, Score
+from seqtune.significance import Comparison, paired_randomization, scored
+from seqtune.task_scores import judged, verified
+from seqtune.tasks import Task
 
 NUM_STRATA = 4
 
@@ -51,21 +56,33 @@ def _prediction(line: str, number: int, path: str) -> Prediction:
                 f"{path!r}, line {number}: {key!r} is {record.get(key)!r}; scoring needs a text there in every line"
             )
     identity, text = str(record.get("id", number)), str(record.get("input", ""))
+    try:
+        hypotheses = tuple(Hypothesis(**h) for h in record.get("hypotheses", []))
+        details = {str(k): str(v) for k, v in record.get("details", {}).items()}
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"{path!r}, line {number}: 'hypotheses' or 'details' is not as seqtune writes it ({error})") from None
     return Prediction(
-        identity, text, record["reference"], record["prediction"], float(record.get("score") or 0.0), (),
-        str(record.get("status", "ok")),
+        identity, text, record["reference"], record["prediction"], float(record.get("score") or 0.0), hypotheses,
+        str(record.get("status", "ok")), details,
     )  # fmt: skip
 
 
 def score(metric: Metric, statistics: np.ndarray) -> Score:
     """A metric's value and interval over all rows of `statistics`."""
-    low, high = bootstrap_interval(metric, statistics)
-    signature = f"{metric.signature}|n:{len(statistics)}|ci:95% bootstrap {NUM_RESAMPLES}, seed 0"
-    return Score(metric.value(statistics.sum(axis=0)), low, high, signature)
+    return scored(metric.value, statistics, metric.signature)
 
 
-def evaluate(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """All text metrics, overall and by input length; the content of `metrics.json`.
+def evaluate(
+    predictions: Sequence[Prediction],
+    task: TaskMetrics | None = None,
+    training: Sequence[tuple[str, str]] | None = None,
+) -> dict[str, Any]:
+    """All text metrics, overall and by input length, and the task's own; the content of `metrics.json`.
+
+    Args:
+        predictions: with references.
+        task: the task's own metrics.
+        training: (input, output) rows for the baselines; empty if they are unknown, `None` for no baselines.
 
     Raises:
         DataError: there is nothing to score, or a reference is missing.
@@ -84,7 +101,35 @@ def evaluate(predictions: Sequence[Prediction]) -> dict[str, Any]:
     statuses = [p.status for p in predictions]
     result["status"] = {name: statuses.count(name) for name in sorted(set(statuses))}
     result["by_input_length"] = _strata([len(p.input) for p in predictions], statistics)
+    if task is not None:
+        result |= judged(predictions, task, training)
+    if any("verdict" in p.details for p in predictions):
+        result["verification"] = verified(predictions, task)
     return result
+
+
+def evaluate_task(
+    predictions: Sequence[Prediction], task: Task, training: Sequence[Example] | None = None
+) -> tuple[dict[str, Any], list[Prediction]]:
+    """`evaluate` with the metrics that the task's pack brings, and the predictions with what these found out about each.
+
+    Args:
+        predictions: with references.
+        task: a plain text task has no metrics of its own.
+        training: rows for the baselines; empty if they are unknown, `None` for no baselines.
+
+    Raises:
+        DataError: as `evaluate`.
+        MissingDependencyError: the pack's metrics need a package that is not installed.
+    """
+    own = plugins.find("metrics", task.pack.metrics)() if task.pack and task.pack.metrics else None
+    rows = None if training is None else [(e.input, e.output or "") for e in training]
+    metrics = evaluate(predictions, own, rows)
+    columns = metrics.pop("items", {})
+    return metrics, [
+        dataclasses.replace(p, details={**p.details, **{name: texts[i] for name, texts in columns.items()}})
+        for i, p in enumerate(predictions)
+    ]
 
 
 def _strata(lengths: list[int], statistics: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from seqtune.config import Config
 from seqtune.encode import Encoder
 from seqtune.engines import check_engine
 from seqtune.errors import RunError, VocabularyError
-from seqtune.evaluate import evaluate
+from seqtune.evaluate import evaluate_task
 from seqtune.predict import Predictor
 from seqtune.preparation import Prepared, prepare
 from seqtune.processes import check_trackers, process_state
@@ -165,7 +165,7 @@ def _finish(
     if prepared.examples["test"]:
         predictor = Predictor(model, tokenizer, prepared.task, config.decode, folder / "model")
         predictions = predict_with_progress(predictor, prepared.examples["test"], "evaluate", quiet)
-        metrics = evaluate(predictions)
+        metrics, predictions = evaluate_task(predictions, prepared.task, prepared.examples["train"])
         runs.write_predictions(folder / "predictions.jsonl", predictions)
         runs.write_json(folder / "metrics.json", metrics)
     text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics)

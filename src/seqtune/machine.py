@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from seqtune.cpus import available_cpus
+
 # glibc hands large freed blocks back to the system and faults them in again at the next step; these keep them. mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
@@ -33,7 +35,7 @@ def best_device() -> torch.device:
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores that this process may use: its affinity, lowered by a container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cpus()
     try:
         quota, period = cgroup.read_text().split()
         return max(1, min(cores, math.ceil(int(quota) / int(period))))

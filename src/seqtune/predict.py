@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seqtune import models, progress
+from seqtune import models, plugins, progress, verification
 from seqtune.config import DecodeConfig, ModelConfig
 from seqtune.encode import Encoder
 from seqtune.engines import make_engine
-from seqtune.errors import RunError, SupervisionError
+from seqtune.errors import ConfigError, MissingDependencyError, RunError, SupervisionError
 from seqtune.machine import best_device, has_bf16_units
 from seqtune.records import Candidate, Example, Hypothesis, Prediction
 from seqtune.tasks import Task
@@ -52,7 +52,9 @@ class Predictor:
         self.max_length = models.max_length(model.config, ModelConfig())
         self.encoder = Encoder(tokenizer, self.max_length, model.config.vocab_size)
         self.template = task.rendering
-        self.engine = make_engine(model.eval(), self.encoder.end, decode, folder)
+        self.verifier, self.inspect = _verifier(task, decode), _inspector(task)
+        searched = decode.model_copy(update={"num_return": decode.num_beams}) if decode.verify else decode
+        self.engine = make_engine(model.eval(), self.encoder.end, searched, folder)
 
     @classmethod
     def load(cls, run: str, decode: DecodeConfig) -> Predictor:
@@ -83,8 +85,8 @@ class Predictor:
     def predict(self, examples: Sequence[Example], tick: progress.Tick = progress.silent) -> list[Prediction]:
         """Predict every example, in the order given.
 
-        An input that is `empty` or `too_long` gets that status and an empty prediction; a best hypothesis that did
-        not end within the limit gets `unfinished`.
+        An input that is `empty`, `too_long` or refused by the task's inspection gets that status and an empty
+        prediction; a best hypothesis that did not end within the limit gets `unfinished`.
 
         Args:
             examples: rows; their outputs are kept as references and never shown to the model.
@@ -93,9 +95,12 @@ class Predictor:
         self.model.eval()
         found: dict[int, Prediction] = {}
         sources: dict[int, np.ndarray] = {}
-        for index, ids in enumerate(self._encode(examples)):
+        inspected = self.inspect([e.input for e in examples])
+        for index, ids in enumerate(self._encode(examples, [i.text for i in inspected])):
             if not examples[index].input.strip():
                 found[index] = _unanswered(examples[index], "empty")
+            elif inspected[index].refused:
+                found[index] = _unanswered(examples[index], inspected[index].status)
             elif isinstance(ids, SupervisionError):
                 found[index] = _unanswered(examples[index], "too_long")
             else:
@@ -105,23 +110,51 @@ class Predictor:
             limits = [min(self.max_new_tokens, self.max_length - len(sources[i])) for i in order]
             for position, candidates in self.engine.generate([sources[i] for i in order], limits):
                 index = order[position]
-                found[index] = self._prediction(examples[index], candidates)
+                found[index] = self._prediction(examples[index], candidates, inspected[index].status)
                 tick(len(found))
-        return [found[i] for i in sorted(found)]
+        predictions = [found[i] for i in sorted(found)]
+        if self.verifier is None:
+            return predictions
+        return verification.choose(predictions, self.verifier, abstain=self.decode.abstain)
 
-    def _encode(self, examples: Sequence[Example]) -> list[np.ndarray | SupervisionError]:
-        prompts = [self.template.render(dataclasses.replace(e, output=None)) for e in examples]
+    def _encode(self, examples: Sequence[Example], texts: Sequence[str]) -> list[np.ndarray | SupervisionError]:
+        asked = [
+            dataclasses.replace(e, output=None, input=text, fields={**e.fields, self.task.input: text})
+            for e, text in zip(examples, texts, strict=True)
+        ]
+        prompts = [self.template.render(e) for e in asked]
         return self.encoder.encode_sources([p.source for p in prompts]) if prompts else []
 
-    def _prediction(self, example: Example, candidates: list[Candidate]) -> Prediction:
+    def _prediction(self, example: Example, candidates: list[Candidate], oddity: str) -> Prediction:
         hypotheses = tuple(
             Hypothesis(self.task.answer(self.encoder.decode(c.ids)), c.score, len(c.ids), c.ids[-1:] == [self.encoder.end])
             for c in candidates
         )
         best = hypotheses[0]
-        status = "ok" if best.finished else "unfinished"
-        return Prediction(example.id, example.input, example.output, best.text, best.score, hypotheses, status)
+        status = (oddity or "ok") if best.finished else "unfinished"
+        details = {"input_status": oddity} if oddity else {}
+        return Prediction(example.id, example.input, example.output, best.text, best.score, hypotheses, status, details)
 
 
 def _unanswered(example: Example, status: str) -> Prediction:
     return Prediction(example.id, example.input, example.output, "", 0.0, (), status)
+
+
+def _verifier(task: Task, decode: DecodeConfig) -> plugins.Verifier | None:
+    if not decode.verify:
+        return None
+    if task.pack is None or task.pack.verifier is None:
+        raise ConfigError(
+            "decode.verify: this task has no verifier; it needs a pack's task, for instance --set "
+            f"task=chem:smiles-to-iupac when it is trained (installed: {', '.join(plugins.names('tasks'))})"
+        )
+    return plugins.find("verifiers", task.pack.verifier)()
+
+
+def _inspector(task: Task) -> plugins.Inspector:
+    if task.pack is not None and task.pack.inspect is not None:
+        try:
+            return plugins.load(task.pack.inspect)
+        except MissingDependencyError as error:
+            progress.console().print(f"inputs are not inspected: {error}", style="yellow", markup=False)
+    return lambda texts: [plugins.Inspection(text) for text in texts]

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from seqtune import runs
-from seqtune.config import Config, DataConfig
+from seqtune import plugins, runs
+from seqtune.config import Config, DataConfig, load_config
 from seqtune.encode import Encoder
 from seqtune.errors import ConfigError
 from seqtune.records import Example, Prompt, Rejected
-from seqtune.sources import check_rejected_share, read_examples
+from seqtune.sources import check_rejected_share, open_table, read_examples
 from seqtune.splits import SPLITS, leakage, split_examples, subset
 from seqtune.tasks import Task
 from seqtune.templates import inverted_ids
@@ -84,7 +87,7 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
     task = Task.from_config(config)
     template = task.rendering
     rejected: list[Rejected] = []
-    dealt = _read_splits(config, rejected)
+    dealt = read_splits(config, rejected)
     num_rows = sum(map(len, dealt.values())) + len(rejected)
     left_out = _leave_out(dealt, config.data)
     dealt["train"] = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
@@ -109,7 +112,7 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
         raise ConfigError("no training row is left after encoding; see model.max_length and data.split")
     longest_target = int(encoded.num_loss_tokens.max())
     limit = int(longest_target * 1.25) + 8
-    finished = Task(task.input, task.output, task.template, task.target, task.separator, limit)
+    finished = dataclasses.replace(task, max_new_tokens=limit)
     parts = [encoded.fingerprint().encode()] + [f"{e.input}\0{e.output}".encode() for e in kept["test"]]
     key = config.data.split.key if config.data.split.method == "grouped" else None
     return Prepared(
@@ -117,24 +120,62 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
     )
 
 
-def _read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Example]]:
-    """Read the files and deal the rows; files of their own for validation or test replace that share."""
+def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Example]]:
+    """Read the files and deal the rows; files of their own for validation or test replace that share.
+
+    A group key that the task's pack knows how to compute need not be a column of the table.
+    """
     data = config.data
+    assert data.path
     split = data.split.model_copy(
         update={
             "validation": 0.0 if data.validation_path else data.split.validation,
             "test": 0.0 if data.test_path else data.split.test,
         }
     )
-    assert data.path
-    examples, bad = read_examples(data.path, data)
-    rejected.extend(bad)
-    dealt = split_examples(examples, split)
+    group = _group_function(config)
+    if group:  # the key is computed, so no column of that name is asked for
+        data = data.model_copy(update={"split": data.split.model_copy(update={"key": None})})
+
+    def read(path: str) -> list[Example]:
+        examples, bad = read_examples(path, data)
+        rejected.extend(bad)
+        if group is None:
+            return examples
+        keys = zip(examples, group(examples), strict=True)
+        return [dataclasses.replace(e, fields={**e.fields, str(split.key): key}) for e, key in keys]
+
+    dealt = split_examples(read(data.path or ""), split)
     for side, path in (("validation", data.validation_path), ("test", data.test_path)):
         if path:
-            dealt[side], bad = read_examples(path, data)
-            rejected.extend(bad)
+            dealt[side] = read(path)
     return dealt
+
+
+def _group_function(config: Config) -> Callable[[list[Example]], list[str]] | None:
+    """The pack's function for the split key, unless the table has a column of that name."""
+    key, pack = config.data.split.key, Task.from_config(config).pack
+    if config.data.split.method != "grouped" or pack is None or key is None or key not in pack.keys:
+        return None
+    assert config.data.path
+    return None if key in open_table(config.data.path, config.data).columns else plugins.load(pack.keys[key])
+
+
+def training_rows(folder: Path) -> list[Example]:
+    """The rows that a run was trained on, read again; none if it is no run folder or its table has gone.
+
+    Raises:
+        DataError: the table is there and cannot be read.
+    """
+    stored = folder / "config.yaml"
+    if not stored.exists():
+        return []
+    config = load_config(stored)
+    if not config.data.path or (not config.data.path.startswith("hf://") and not Path(config.data.path).exists()):
+        return []
+    dealt = read_splits(config, [])
+    _leave_out(dealt, config.data)
+    return subset(dealt["train"], config.data.num_examples, config.data.split.seed)
 
 
 def within_limits(example: Example, data: DataConfig) -> bool:

@@ -32,8 +32,8 @@ def silent(done: float, remark: str = "") -> None:
 
 
 @contextmanager
-def show(title: str, total: float, *, enabled: bool = True) -> Iterator[Tick]:
-    """Show progress towards `total`, as a percentage if that is 1; the remark stands beside the bar."""
+def show(title: str, total: float | None, *, enabled: bool = True) -> Iterator[Tick]:
+    """Show progress towards `total`, as a percentage if that is 1, as a count if it is unknown; the remark stands beside it."""
     if not enabled:
         yield silent
     elif sys.stderr.isatty():
@@ -50,14 +50,14 @@ def show(title: str, total: float, *, enabled: bool = True) -> Iterator[Tick]:
         yield _plain(title, total)
 
 
-def _plain(title: str, total: float) -> Tick:
+def _plain(title: str, total: float | None) -> Tick:
     last = time.monotonic()
 
     def tick(done: float, remark: str = "") -> None:
         nonlocal last
-        if done >= total or time.monotonic() - last >= PLAIN_SECONDS:
+        if (total is not None and done >= total) or time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            count = f"{done:.0%}" if total == 1 else f"{done:g}/{total:g}"
+            count = f"{done:,.0f}" if total is None else f"{done:.0%}" if total == 1 else f"{done:g}/{total:g}"
             print(f"{title}: {count} {remark}".rstrip(), file=sys.stderr, flush=True)
 
     return tick

@@ -129,17 +129,31 @@ class Hypothesis:
         score: sum of natural-log token probabilities, the end token included.
         num_tokens: tokens that the sum runs over.
         finished: the model wrote its end token within the limit.
+        verdict: what a verifier says of it; "" if none was asked.
     """
 
     text: str
     score: float
     num_tokens: int
     finished: bool
+    verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Everything known about one predicted item; one line of `predictions.jsonl`."""
+    """Everything known about one predicted item; one line of `predictions.jsonl`.
+
+    Attributes:
+        id: the row's name.
+        input: what was asked.
+        reference: the right answer, `None` if unknown.
+        prediction: the answer; "" if there is none.
+        score: log-probability of the answer.
+        hypotheses: what the search found, best first.
+        status: `ok`, `unfinished`, `empty`, `too_long`; with a verifier `verified`, `unverified`, `not_checked`,
+            `abstained`; or a task's own word for an odd input.
+        details: what a task's inspection, verifier and metrics found out, such as a structure read back from a name.
+    """
 
     id: str
     input: str
@@ -148,10 +162,17 @@ class Prediction:
     score: float
     hypotheses: tuple[Hypothesis, ...]
     status: str
+    details: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: the keys of the run-folder contract, in order."""
-        return asdict(self)
+        """The JSON form: the keys of the run-folder contract, in order; what does not apply is left out."""
+        record = asdict(self)
+        if not self.details:
+            del record["details"]
+        for hypothesis in record["hypotheses"]:
+            if not hypothesis["verdict"]:
+                del hypothesis["verdict"]
+        return record
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtune.config import Config, leaves, load_config
+from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
 from seqtune.records import Prediction, Rejected
 
@@ -47,6 +50,18 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write `predictions.jsonl`."""
     write_jsonl(path, (p.to_dict() for p in predictions))
+
+
+def write_prediction_table(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write predictions as .csv or .tsv for spreadsheets: a row each, the details as columns."""
+    records = list(predictions)
+    details = list(dict.fromkeys(key for p in records for key in p.details))
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
+    writer.writerow(["id", "input", "prediction", "status", "log_probability", *details])
+    for p in records:
+        writer.writerow([p.id, p.input, p.prediction, p.status, f"{p.score:.4f}", *(p.details.get(k, "") for k in details)])
+    _replace(path, out.getvalue())
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
@@ -142,7 +157,7 @@ def environment(seed: int, device: str) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "num_cpus": os.cpu_count(),
+        "num_cpus": available_cpus(),
         "device": device,
         "seed": seed,
         "git_revision": _git_revision(),

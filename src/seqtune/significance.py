@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from seqtune.metrics.base import Metric
+from seqtune.records import Score
 
 NUM_RESAMPLES = 1000
 NUM_SWAPS = 10_000
 CHUNK = 100  # resamples drawn at once, so that memory stays flat on long files
 
 
-def bootstrap_interval(metric: Metric, statistics: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(value: Callable[[np.ndarray], float], statistics: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval over resampled items.
 
     Args:
-        metric: turns sums into a value.
+        value: turns sums [K] into a value.
         statistics: [N, K].
         seed: the same seed gives the same interval.
     """
@@ -26,9 +28,27 @@ def bootstrap_interval(metric: Metric, statistics: np.ndarray, seed: int = 0) ->
     values = []
     for _ in range(NUM_RESAMPLES // CHUNK):
         counts = generator.multinomial(num_items, np.full(num_items, 1 / num_items), size=CHUNK)
-        values.extend(metric.value(sums) for sums in counts @ statistics)
+        values.extend(value(sums) for sums in counts @ statistics)
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def scored(value: Callable[[np.ndarray], float], statistics: np.ndarray, signature: str) -> Score:
+    """A value and its interval over all rows of `statistics` [N, K]."""
+    low, high = bootstrap_interval(value, statistics)
+    signature = f"{signature}|n:{len(statistics)}|ci:95% bootstrap {NUM_RESAMPLES}, seed 0"
+    return Score(value(statistics.sum(axis=0)), low, high, signature)
+
+
+def scored_mean(values: Sequence[float | bool | None] | np.ndarray, signature: str) -> Score:
+    """The mean over items and its interval; an item whose value is `None` does not count.
+
+    Example:
+        >>> scored_mean([1.0, None, 0.0], "validity").value
+        0.5
+    """
+    rows = np.array([[0.0, 0.0] if v is None else [v, 1.0] for v in values], dtype=float).reshape(len(values), 2)
+    return scored(lambda sums: float(sums[0] / sums[1]) if sums[1] else 0.0, rows, signature + "|mean of items")
 
 
 @dataclass(frozen=True, slots=True)

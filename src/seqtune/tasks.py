@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from seqtune import plugins
 from seqtune.config import Config, DataConfig, FormatConfig, read_yaml_mapping, validate
 from seqtune.records import Example, Prompt
 from seqtune.templates import Template
@@ -23,6 +24,7 @@ class Task:
         target: target text with {output}.
         separator: text between instruction and answer.
         max_new_tokens: decoding limit learnt from the training targets, `None` before training.
+        plugin: the pack's task that brings metrics, verifier and inspection; `None` for a plain text task.
     """
 
     input: str
@@ -31,12 +33,13 @@ class Task:
     target: str
     separator: str
     max_new_tokens: int | None = None
+    plugin: str | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> Task:
         """The task that a configuration spells out."""
         form = config.format
-        return cls(config.data.input, config.data.output, form.template, form.target, form.separator)
+        return cls(config.data.input, config.data.output, form.template, form.target, form.separator, plugin=config.task)
 
     @classmethod
     def load(cls, path: Path) -> Task:
@@ -47,14 +50,24 @@ class Task:
         """
         content = read_yaml_mapping(path, "task")
         limit = content.pop("max_new_tokens", None)
+        plugin = content.pop("plugin", None)
         columns = {key: content.pop(key) for key in ("input", "output") if key in content}
         data = validate(DataConfig, columns)
         form = validate(FormatConfig, content)
-        return cls(data.input, data.output, form.template, form.target, form.separator, limit)
+        return cls(data.input, data.output, form.template, form.target, form.separator, limit, plugin)
 
     def save(self, path: Path) -> None:
         """Write `task.yaml`, which `load` and the config key `task` read back."""
         path.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    @property
+    def pack(self) -> plugins.TaskPlugin | None:
+        """What the pack declares about this task.
+
+        Raises:
+            ConfigError: the pack is not installed.
+        """
+        return plugins.find("tasks", self.plugin) if self.plugin else None
 
     @property
     def rendering(self) -> Template:

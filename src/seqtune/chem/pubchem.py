@@ -17,39 +17,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import polars
-import pyarrow.parquet
 
 from seqtune.errors import DataError
 
 BLOCK = 8 * 2**20  # unpacked bytes parsed at once
-COLUMNS = ("cid", "smiles", "iupac")
 
 
-def join(
-    smiles: Path,
-    names: Path,
-    out: Path,
-    *,
+def within(
+    frame: polars.DataFrame,
+    counts: Counter[str],
     max_smiles: int | None = None,
     max_name: int | None = None,
+    *,
     one_fragment: bool = False,
-) -> dict[str, int]:
-    """Write the compounds that both files know as Parquet, columns `cid`, `smiles`, `iupac`.
-
-    Args:
-        smiles: CID-SMILES, plain or .gz.
-        names: CID-IUPAC, likewise.
-        out: Parquet file to write.
-        max_smiles: leave out longer SMILES (characters).
-        max_name: leave out longer names (characters).
-        one_fragment: leave out salts and mixtures (a dot in the SMILES).
-
-    Returns:
-        A count per file, per reason for leaving a compound out, and of those kept.
-
-    Raises:
-        DataError: a file is missing, broken, or not ascending by CID.
-    """
+) -> polars.DataFrame:
+    """The rows whose texts are within the limits; what is left out is counted by reason."""
     rules: dict[str, polars.Expr] = {}
     if max_smiles:
         rules["SMILES too long"] = polars.col("smiles").str.len_bytes() > max_smiles
@@ -57,31 +39,24 @@ def join(
         rules["name too long"] = polars.col("iupac").str.len_bytes() > max_name
     if one_fragment:
         rules["several fragments"] = polars.col("smiles").str.contains(".", literal=True)
-    counts: Counter[str] = Counter()
-    hidden = out.with_name("." + out.name)
-    writer: Any = None
-    try:
-        for joined in _joined(smiles, names, counts):
-            kept = joined
-            for reason, rule in rules.items():
-                before = kept.height
-                kept = kept.filter(~rule)
-                counts[reason] += before - kept.height
-            counts["kept"] += kept.height
-            table = kept.to_arrow()
-            writer = writer or pyarrow.parquet.ParquetWriter(hidden, table.schema, compression="zstd", compression_level=1)
-            writer.write_table(table)
-        if not counts["kept"]:
-            raise DataError(f"{str(smiles)!r} and {str(names)!r} share no compound that the limits allow")
-        writer.close()
-        hidden.replace(out)
-    finally:
-        hidden.unlink(missing_ok=True)
-    return dict(counts)
+    for reason, rule in rules.items():
+        before = frame.height
+        frame = frame.filter(~rule)
+        counts[reason] += before - frame.height
+    return frame
 
 
-def _joined(smiles: Path, names: Path, counts: Counter[str]) -> Iterator[polars.DataFrame]:
-    """Inner join of two ascending streams, a piece at a time."""
+def joined(smiles: Path, names: Path, counts: Counter[str]) -> Iterator[polars.DataFrame]:
+    """The compounds that both files know, columns `cid`, `smiles`, `iupac`, in frames of about a block.
+
+    Args:
+        smiles: CID-SMILES, plain or .gz.
+        names: CID-IUPAC, likewise.
+        counts: filled; records per file.
+
+    Raises:
+        DataError: a file is missing, broken, or not ascending by CID.
+    """
     with ThreadPoolExecutor(2, thread_name_prefix="unpack") as pool:
         sides = [_Side(smiles, "smiles", pool, counts), _Side(names, "iupac", pool, counts)]
         while all(side.fill() for side in sides):
@@ -132,7 +107,7 @@ class _Side:
 def _blocks(path: Path, column: str) -> Iterator[polars.DataFrame]:
     rest = b""
     try:
-        with _open(path) as stream:
+        with open_text(path) as stream:
             while block := stream.read(BLOCK):
                 whole, newline, rest = (rest + block).rpartition(b"\n")
                 if newline:
@@ -155,7 +130,8 @@ def _parse(path: Path, block: bytes, column: str) -> polars.DataFrame:
         raise DataError(f"{str(path)!r}: not lines of CID <tab> text near {sample!r} ({str(error).splitlines()[0]})") from None
 
 
-def _open(path: Path) -> BinaryIO:
+def open_text(path: Path) -> BinaryIO:
+    """A plain or gzipped file, unpacked as it is read."""
     if path.suffix != ".gz":
         return path.open("rb")
     try:  # unpacks several times faster

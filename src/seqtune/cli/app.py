@@ -35,6 +35,14 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 InputOption = Annotated[str | None, typer.Option("--input", help="Column with the input text.")]
 OutputOption = Annotated[str | None, typer.Option("--output", help="Column with the output text.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="A pack's task, such as chem:smiles-to-iupac, or task.yaml.")]
+BaselinesOption = Annotated[bool, typer.Option("--no-baselines", help="Leave out the tools that a task compares with.")]
+VerifyOption = Annotated[
+    bool | None, typer.Option("--verify", help="Let the task's verifier check the hypotheses; the best verified one wins.")
+]
+AbstainOption = Annotated[
+    bool | None, typer.Option("--abstain", help="With --verify: no answer rather than an unverified one.")
+]
 BeamsOption = Annotated[int | None, typer.Option("--num-beams", help="Beams, 1 to 20; 1 is greedy.")]
 ReturnOption = Annotated[int | None, typer.Option("--num-return", help="Hypotheses per input.")]
 EngineOption = Annotated[
@@ -152,8 +160,46 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
                 f"{row['edit_similarity']['value']:.4f}",
             )
         out.print(table)
+    _print_task_scores(metrics, out)
     for name, value in scores.items():
         out.print(f"{name}: {value['signature']}", style="dim", markup=False)
     statuses = {k: v for k, v in metrics.get("status", {}).items() if k != "ok"}
     if statuses:
         out.print("not ok: " + ", ".join(f"{n} {status}" for status, n in statuses.items()), style="yellow")
+
+
+def _print_task_scores(metrics: dict[str, Any], out: Console) -> None:
+    """The score of the references, other tools' scores, strata, and what verifying was worth."""
+    for name, value in metrics.get("gold_ceiling", {}).items():
+        out.print(f"gold ceiling: the references themselves reach {name} {_interval(value)}")
+    if metrics.get("baselines"):
+        _print_rows("other tools on the same items", ("tool", "items"), list(metrics["baselines"].items()), out)
+    for stratum, rows in metrics.get("strata", {}).items():
+        if len(rows) > 1:
+            _print_rows(f"by {stratum}", (stratum, "items"), [(row["label"], row) for row in rows], out)
+    report = metrics.get("verification")
+    if report:
+        out.print(f"verification of {report['num_hypotheses']} hypotheses an item:")
+        for key, value in report.items():
+            if key == "num_hypotheses":
+                continue
+            if "value" in value:
+                out.print(f"  {key}: {_interval(value)}")
+            else:
+                out.print(f"  {key}: " + ", ".join(f"{part} {_interval(v)}" for part, v in value.items()))
+
+
+def _print_rows(title: str, headings: tuple[str, str], rows: list[tuple[str, dict[str, Any]]], out: Console) -> None:
+    from rich.table import Table
+
+    names = list(dict.fromkeys(key for _, row in rows for key, value in row.items() if isinstance(value, dict)))
+    table = Table(title=title, title_justify="left")
+    for heading in (*headings, *names):
+        table.add_column(heading.replace("_", " "), justify="left" if heading == headings[0] else "right", no_wrap=True)
+    for label, row in rows:
+        table.add_row(label, str(row["num_items"]), *(_interval(row[name]) if name in row else "-" for name in names))
+    out.print(table)
+
+
+def _interval(value: dict[str, Any]) -> str:
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from seqtune.cli.app import (
     JsonOption,
     OutputOption,
     SetOption,
+    TaskOption,
     app,
     is_config,
     overrides,
@@ -19,12 +20,16 @@ from seqtune.cli.app import (
     stdout_console,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 @app.command()
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA|CONFIG", help="A table, or a settings file.")],
     input: InputOption = None,
     output: OutputOption = None,
+    task: TaskOption = None,
     model: Annotated[str | None, typer.Option("--model", help="Hub id, folder or builtin:base.")] = None,
     settings: SetOption = None,
     rejected: Annotated[str | None, typer.Option("--rejected", help="Write the rejected rows here (JSONL).")] = None,
@@ -37,7 +42,7 @@ def check(
     from seqtune.config import load_config
 
     path = None if is_config(data) else data
-    flags = overrides(settings, data__path=path, data__input=input, data__output=output, model__name=model)
+    flags = overrides(settings, data__path=path, data__input=input, data__output=output, model__name=model, task=task)
     config = load_config(data if is_config(data) else None, flags)
     from pathlib import Path
 
@@ -93,8 +98,19 @@ def _show(result: dict[str, Any]) -> None:
         f"{statistics['vocabulary_used']:,} different tokens, {statistics['unknown_tokens']} unknown; "
         f"{data['num_loss_tokens']:,} of {data['num_tokens']:,} tokens carry loss; {data['num_inverted']} rows inverted"
     )
+    if result["neighbours"]:
+        _show_neighbours(result["neighbours"], out)
     for finding in result["findings"]:
         colour = {"error": "red", "warning": "yellow", "note": "cyan"}[finding["level"]]
         out.print(Text(f"{finding['level']}: ", style=colour).append(finding["text"], style="default"))
     if not result["findings"]:
         out.print("[green]nothing looks wrong[/green]")
+
+
+def _show_neighbours(neighbours: dict[str, Any], out: Console) -> None:
+    """A histogram of held-out rows by similarity to the nearest training row."""
+    out.print(f"{neighbours['num_rows']:,} held-out rows by similarity to their nearest training row")
+    out.print(f"(median {neighbours['median']:.2f}):")
+    most = max(neighbours["counts"]) or 1
+    for low, count in zip(neighbours["edges"], neighbours["counts"], strict=False):
+        out.print(f"  {low:.1f}  {'#' * round(50 * count / most):50} {count:,}", markup=False)

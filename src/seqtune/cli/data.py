@@ -1,78 +1,73 @@
-"""`seqtune data`."""
+"""`seqtune data`: one sub-command per installed source."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from seqtune.cli.app import JsonOption, app, print_json
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-FileOption = Annotated[Path | None, typer.Option(help="A local copy, for pubchem; default: download from NIH.")]
+class Sources(TyperGroup):
+    """Finds sub-commands among the entry points; a pack is imported when one of its sources is asked for."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All installed sources."""
+        from seqtune import plugins
 
-@app.command()
-def data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Which data set: chemicals, pubchem.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write: .csv for chemicals, .parquet for pubchem.")],
-    max_smiles: Annotated[int | None, typer.Option(min=1, help="Leave out longer SMILES (characters).")] = None,
-    max_name: Annotated[int | None, typer.Option(min=1, help="Leave out longer names (characters).")] = None,
-    one_fragment: Annotated[bool, typer.Option("--one-fragment", help="Leave out salts and mixtures (pubchem).")] = False,
-    smiles_file: FileOption = None,
-    names_file: FileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a curated data set as a table; `chemicals` is embedded and offline, `pubchem` streams two large files.
+        return plugins.names("sources")
 
-    [bold]Example[/bold]: seqtune data chemicals --out molecules.csv
-    """
-    from seqtune.errors import ConfigError, did_you_mean
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Turn a source's function into a command.
 
-    writers: dict[str, tuple[str, Callable[[], dict[str, int]]]] = {
-        "chemicals": (".csv", lambda: _chemicals(out, max_smiles, max_name)),
-        "pubchem": (".parquet", lambda: _pubchem(out, (smiles_file, names_file), max_smiles, max_name, one_fragment)),
-    }
-    if name not in writers:
-        raise ConfigError(f"there is no data set {name!r}{did_you_mean(name, writers)}; there is: {', '.join(writers)}")
-    suffix, write = writers[name]
-    if out.suffix != suffix:
-        raise ConfigError(f"--out {str(out)!r}: the file must end in {suffix}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    counts = write()
-    if as_json:
-        print_json({"out": str(out), "counts": counts})
-        return
-    print(f"{out}: {counts['kept']:,} rows")
-    for reason, count in counts.items():
-        print(f"  {count:>11,} {reason}")
+        Raises:
+            SeqtuneError: there is no such source, or its pack is not complete.
+        """
+        from seqtune import plugins
+
+        single = typer.Typer(rich_markup_mode="rich", add_completion=False)
+        single.command(cmd_name)(_printing(plugins.find("sources", cmd_name)))
+        return typer.main.get_command(single)
 
 
-def _chemicals(out: Path, max_smiles: int | None, max_name: int | None) -> dict[str, int]:
-    from seqtune.chem.sources import chemicals_table
+def _printing(source: Callable[..., dict[str, int]]) -> Callable[..., None]:
+    """The source with `--json` and its counts printed."""
+    signature = inspect.signature(source)
+    hints = typing.get_type_hints(source, include_extras=True)
 
-    frame, counts = chemicals_table(max_smiles, max_name)
-    hidden = out.with_name("." + out.name)
-    frame.write_csv(hidden)
-    hidden.replace(out)
-    return counts
+    @functools.wraps(source)
+    def command(**options: Any) -> None:
+        as_json = options.pop("as_json")
+        counts = source(**options)
+        if as_json:
+            print_json({"out": str(options["out"]), "counts": counts})
+            return
+        print(f"{options['out']}: {counts['kept']:,} rows")
+        for reason, count in counts.items():
+            print(f"  {count:>11,} {reason}")
+
+    own = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+    flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption)
+    command.__signature__ = inspect.Signature([*own, flag])  # type: ignore[attr-defined]
+    command.__annotations__ = {**hints, "as_json": JsonOption, "return": None}
+    return command
 
 
-def _pubchem(
-    out: Path, files: tuple[Path | None, Path | None], max_smiles: int | None, max_name: int | None, one_fragment: bool
-) -> dict[str, int]:
-    from seqtune import progress
-    from seqtune.chem.download import PUBCHEM, fetch
-    from seqtune.chem.pubchem import join
+sources = typer.Typer(
+    cls=Sources,
+    no_args_is_help=True,
+    help="Write a curated data set as a table, with a count per rule and the dropped rows beside it.\n\n"
+    "[bold]Example[/bold]: seqtune data chemicals --out molecules.csv",
+)
+app.add_typer(sources, name="data")
 
-    smiles, names = files
-    if smiles is None:
-        with progress.show("CID-SMILES.gz", 1.0) as tick:
-            smiles = fetch(PUBCHEM + "CID-SMILES.gz", out.parent, tick)
-    if names is None:
-        with progress.show("CID-IUPAC.gz", 1.0) as tick:
-            names = fetch(PUBCHEM + "CID-IUPAC.gz", out.parent, tick)
-    return join(smiles, names, out, max_smiles=max_smiles, max_name=max_name, one_fragment=one_fragment)
+
+@sources.callback()
+def _root() -> None:
+    """Write a curated data set as a table, with a count per rule and the dropped rows beside it."""

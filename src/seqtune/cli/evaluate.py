@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from seqtune.cli.app import (
+    AbstainOption,
+    BaselinesOption,
     BeamsOption,
     EngineOption,
     InputOption,
@@ -14,6 +16,7 @@ from seqtune.cli.app import (
     OutputOption,
     ReturnOption,
     SetOption,
+    VerifyOption,
     app,
     overrides,
     print_json,
@@ -30,6 +33,9 @@ def evaluate(
     output: OutputOption = None,
     num_beams: BeamsOption = None,
     num_return: ReturnOption = None,
+    verify: VerifyOption = None,
+    abstain: AbstainOption = None,
+    no_baselines: BaselinesOption = False,
     engine: EngineOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -40,15 +46,22 @@ def evaluate(
     """
     from seqtune.config import load_config
 
-    decode = overrides(settings, decode__num_beams=num_beams, decode__num_return=num_return, decode__engine=engine)
+    decode = overrides(
+        settings,
+        decode__num_beams=num_beams,
+        decode__num_return=num_return,
+        decode__verify=verify,
+        decode__abstain=abstain,
+        decode__engine=engine,
+    )
     config = load_config(None, decode)
     from pathlib import Path
 
     from seqtune import runs
-    from seqtune.evaluate import evaluate as procedure
+    from seqtune.evaluate import evaluate_task
     from seqtune.fit import predict_with_progress
     from seqtune.predict import Predictor
-    from seqtune.preparation import within_limits
+    from seqtune.preparation import training_rows, within_limits
     from seqtune.sources import check_rejected_share, read_examples
 
     predictor = Predictor.load(run, config.decode)
@@ -59,7 +72,8 @@ def evaluate(
         check_rejected_share(len(bad), len(examples) + len(bad), config.data.max_rejected, bad[0])
     examples = [e for e in examples if within_limits(e, settings_for_data)][: config.data.num_examples]
     predictions = predict_with_progress(predictor, examples, "evaluate")
-    metrics = procedure(predictions)
+    training = None if no_baselines else training_rows(Path(run))
+    metrics, predictions = evaluate_task(predictions, predictor.task, training)
     if out:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from seqtune.cli.app import InputOption, JsonOption, OutputOption, SetOption, app, overrides, print_json, print_metrics
+from seqtune.cli.app import (
+    InputOption,
+    JsonOption,
+    OutputOption,
+    SetOption,
+    TaskOption,
+    app,
+    overrides,
+    print_json,
+    print_metrics,
+)
 
 
 @app.command()
@@ -16,6 +26,7 @@ def fit(
     data: Annotated[str | None, typer.Option("--data", help="CSV, TSV, JSONL or Parquet, or hf://datasets/...")] = None,
     input: InputOption = None,
     output: OutputOption = None,
+    task: TaskOption = None,
     model: Annotated[str | None, typer.Option("--model", help="Hub id, folder or builtin:base.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
     settings: SetOption = None,
@@ -34,7 +45,7 @@ def fit(
     if print_schema:
         print_json(Config.model_json_schema())
         return
-    flags = overrides(settings, data__path=data, data__input=input, data__output=output, model__name=model, out=out)
+    flags = overrides(settings, data__path=data, data__input=input, data__output=output, model__name=model, task=task, out=out)
     resolved = load_config(config, flags)
     if print_config:
         print(resolved.to_yaml(), end="")

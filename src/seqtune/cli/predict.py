@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seqtune.cli.app import BeamsOption, EngineOption, InputOption, JsonOption, ReturnOption, SetOption, app, overrides
+from seqtune.cli.app import (
+    AbstainOption,
+    BeamsOption,
+    EngineOption,
+    InputOption,
+    JsonOption,
+    ReturnOption,
+    SetOption,
+    VerifyOption,
+    app,
+    overrides,
+)
 
 if TYPE_CHECKING:
     from seqtune.config import DataConfig
     from seqtune.predict import Predictor
     from seqtune.records import Prediction
 
+OUT_KINDS = (".jsonl", ".csv", ".tsv")
 CHUNK = 256  # lines of stdin answered at once
 
 
@@ -23,13 +36,16 @@ CHUNK = 256  # lines of stdin answered at once
 def predict(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; none: read stdin.")] = None,
-    file: Annotated[str | None, typer.Option("--file", help="A table of inputs.")] = None,
-    out: Annotated[str | None, typer.Option("--out", help="Write predictions here (JSONL).")] = None,
+    file: Annotated[str | None, typer.Option("--file", help="A table of inputs; for molecules also .smi or .sdf.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Write predictions here: .jsonl, .csv or .tsv.")] = None,
+    grid: Annotated[str | None, typer.Option("--grid", help="Draw inputs and answers: .png or .svg (molecules).")] = None,
     input: InputOption = None,
     num_beams: BeamsOption = None,
     num_return: ReturnOption = None,
     length_penalty: Annotated[float | None, typer.Option("--length-penalty", help="Above 0 favours length.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Limit per answer.")] = None,
+    verify: VerifyOption = None,
+    abstain: AbstainOption = None,
     engine: EngineOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -45,19 +61,21 @@ def predict(
 
     if file and texts:
         raise ConfigError("give texts or --file, not both")
+    if out and Path(out).suffix not in OUT_KINDS:
+        raise ConfigError(f"--out {out!r}: the file must end in {', '.join(OUT_KINDS)}")
     flags = overrides(
         settings,
         decode__num_beams=num_beams,
         decode__num_return=num_return,
         decode__length_penalty=length_penalty,
         decode__max_new_tokens=max_new_tokens,
+        decode__verify=verify,
+        decode__abstain=abstain,
         decode__engine=engine,
     )
     config = load_config(None, flags)
-    from pathlib import Path
-
     from seqtune.predict import Predictor
-    from seqtune.runs import write_predictions
+    from seqtune.runs import write_prediction_table, write_predictions
 
     predictor = Predictor.load(run, config.decode)
     if file:
@@ -65,18 +83,30 @@ def predict(
         answers = _from_table(predictor, file, config.data.model_copy(update=columns))
     else:
         answers = _from_lines(predictor, texts)
+    if grid:
+        answers = list(answers)
+        _draw(predictor, answers, Path(grid))
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_predictions(Path(out), answers)
+        (write_predictions if out.endswith(".jsonl") else write_prediction_table)(Path(out), answers)
         return
     for number, prediction in enumerate(answers, start=1):
         _print(prediction, number, as_json)
 
 
 def _from_table(predictor: Predictor, file: str, data: DataConfig) -> Iterator[Prediction]:
+    from seqtune import plugins
+    from seqtune.errors import DataError
     from seqtune.fit import predict_with_progress
     from seqtune.sources import read_examples
 
+    readers = predictor.task.pack.readers if predictor.task.pack else {}
+    reader = readers.get(Path(file).suffix.lower())
+    if reader:
+        if not Path(file).exists():
+            raise DataError(f"{file!r} does not exist")
+        yield from predict_with_progress(predictor, list(plugins.load(reader)(Path(file))), "predict")
+        return
     examples, rejected = read_examples(file, data, need_output=False)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
@@ -96,11 +126,22 @@ def _from_lines(predictor: Predictor, texts: list[str] | None) -> Iterator[Predi
         yield from predictor.predict(chunk)
 
 
+def _draw(predictor: Predictor, predictions: list[Prediction], path: Path) -> None:
+    from seqtune import plugins
+    from seqtune.errors import ConfigError
+
+    pack = predictor.task.pack
+    if pack is None or pack.draw is None:
+        raise ConfigError("--grid: this task's answers cannot be drawn; it needs a task of a pack that draws, such as chem")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plugins.load(pack.draw)(predictions, path)
+
+
 def _print(prediction: Prediction, number: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps(prediction.to_dict(), ensure_ascii=False), flush=True)
         return
-    if prediction.status != "ok":
+    if prediction.status not in ("ok", "verified"):
         print(f"input {number}: {prediction.status}", file=sys.stderr)
     if len(prediction.hypotheses) <= 1:
         print(prediction.prediction, flush=True)

@@ -1,0 +1,59 @@
+"""Curation on a Ray cluster: the same rows in the same order as on one machine, by Ray Data.
+
+Source: https://docs.ray.io/en/latest/data/data.html.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import polars
+import pyarrow
+import ray
+import ray.data
+
+from seqtune.chem.curation import Curation
+from seqtune.chem.isolation import Workers
+from seqtune.chem.pipeline import Frames, curated_frame
+
+ROWS = 20_000  # rows a file, and so a task
+
+
+class _Curator:
+    """A Ray actor: one core, one worker process that may hang or crash, one OPSIN."""
+
+    def __init__(self, curation: Curation):
+        self.curation = curation
+        self.workers = Workers(num_workers=1)
+
+    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
+        return curated_frame(polars.DataFrame(batch), self.curation, self.workers).to_arrow()
+
+
+def curated_on_cluster(frames: Frames, curation: Curation, address: str, folder: Path) -> Frames:
+    """Curate on a cluster; the raw rows pass through files that all its machines must be able to read.
+
+    Args:
+        frames: raw rows.
+        curation: what is kept.
+        address: of the cluster, or `local` for one on this machine.
+        folder: where the raw rows are put meanwhile; a shared one if the cluster has several machines.
+    """
+    ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".raw.") as raw:
+        number = 0
+        for frame in frames:
+            for piece in frame.iter_slices(ROWS):
+                piece.write_parquet(Path(raw) / f"{number:08d}.parquet")
+                number += 1
+        num_cores = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)  # one reads and sorts
+        rows = ray.data.read_parquet(raw, override_num_blocks=number)
+        done = rows.map_batches(
+            _Curator, fn_constructor_args=(curation,), batch_format="pyarrow", batch_size=None, concurrency=num_cores
+        )
+        for batch in done.iter_batches(batch_format="pyarrow", batch_size=None):
+            yield polars.DataFrame(batch)

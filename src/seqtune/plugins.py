@@ -1,0 +1,181 @@
+"""What a pack for one field brings, and how it is found: entry points, the same ones for our packs and anyone's.
+
+| group | an entry is |
+|---|---|
+| `seqtune.sources` | a function with typer options; `seqtune data NAME` writes its table |
+| `seqtune.tasks` | a `TaskPlugin`; `--task NAME` |
+| `seqtune.metrics` | a class or function without arguments that makes `TaskMetrics` |
+| `seqtune.verifiers` | the same that makes a `Verifier` |
+
+Nothing of a pack is imported before it is asked for by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from seqtune.errors import ConfigError, MissingDependencyError, did_you_mean
+from seqtune.records import Example
+
+EXTRAS = {"ray": "ray"}  # packages with an extra of their own; the others come with their pack
+Kind = Literal["sources", "tasks", "metrics", "verifiers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier found out about one candidate answer.
+
+    Attributes:
+        status: the verifier's word for it, such as `verified`, `mismatch`, `unparsed`, `not_checked`.
+        verified: the candidate passed.
+        detail: what the verdict rests on, such as the structure that a name was read back to.
+    """
+
+    status: str
+    verified: bool = False
+    detail: str = ""
+
+
+class Verifier(Protocol):
+    """Checks answers without knowing the references.
+
+    Example:
+        class Parses:
+            def verify(self, inputs, candidates):
+                return [Verdict("verified", True) if c.isdigit() else Verdict("unparsed") for c in candidates]
+    """
+
+    def verify(self, inputs: Sequence[str], candidates: Sequence[str]) -> list[Verdict]:
+        """One verdict per pair of input and candidate, in order; called with a whole batch at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a task's own metrics say, item by item.
+
+    Attributes:
+        values: metric name -> a value per item; `None` where the item does not count.
+        columns: name -> a text per item, kept with the prediction.
+        strata: name -> a label per item; the scores are shown for each label.
+    """
+
+    values: Mapping[str, Sequence[float | None]]
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    strata: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class TaskMetrics(Protocol):
+    """A task's own metrics; means over items become scores with intervals.
+
+    Attributes:
+        primary: the value to lead with.
+        signatures: value name -> how it is computed, with versions.
+        against_reference: values that compare with the reference alone, so that they can judge a verifier.
+    """
+
+    primary: str
+    signatures: Mapping[str, str]
+    against_reference: Sequence[str]
+
+    def judge(self, inputs: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> Judgement:
+        """Judge every item; nothing in a text may raise."""
+        ...
+
+    def baselines(self, inputs: Sequence[str], training: Sequence[tuple[str, str]]) -> Mapping[str, Sequence[str]]:
+        """Answers of tools to print beside the model's: name -> an answer per input, "" where the tool has none.
+
+        Args:
+            inputs: what was asked.
+            training: (input, output) rows that the model saw; empty if they are unknown.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is odd about one input.
+
+    Attributes:
+        text: what the model is to read.
+        status: "" for an ordinary input, else a word for what is odd about it.
+        refused: the model is not asked.
+    """
+
+    text: str
+    status: str = ""
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlugin:
+    """A task as a pack declares it; `module:attribute` texts are imported when they are needed.
+
+    Attributes:
+        input: input column.
+        output: output column.
+        template: preset or instruction text.
+        metrics: name in the group `seqtune.metrics`.
+        verifier: name in the group `seqtune.verifiers`.
+        inspect: function `Sequence[str] -> list[Inspection]` over inputs.
+        readers: file ending -> function `Path -> Iterator[Example]`, for inputs that are no table.
+        draw: function `(predictions, path) -> None` that draws inputs and answers.
+        keys: name -> function `Sequence[Example] -> list[str]`, groups to split by.
+        neighbours: function `(training, held_out) -> list[float]`, each held-out row's similarity to the nearest training row.
+    """
+
+    input: str
+    output: str
+    template: str = "plain"
+    metrics: str | None = None
+    verifier: str | None = None
+    inspect: str | None = None
+    readers: Mapping[str, str] = field(default_factory=dict)
+    draw: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    neighbours: str | None = None
+
+
+Inspector = Callable[[Sequence[str]], list[Inspection]]
+Reader = Callable[[Path], Iterator[Example]]
+
+
+def names(kind: Kind) -> list[str]:
+    """All entries of a kind that are installed."""
+    return sorted({entry.name for entry in entry_points(group=f"seqtune.{kind}")})
+
+
+def find(kind: Kind, name: str) -> Any:
+    """Import an entry.
+
+    Raises:
+        ConfigError: no installed pack has it.
+        MissingDependencyError: the pack is there, a package that it needs is not.
+    """
+    entry: EntryPoint | None = next(iter(entry_points(group=f"seqtune.{kind}", name=name)), None)
+    if entry is None:
+        known = names(kind)
+        raise ConfigError(
+            f"there is no {kind.removesuffix('s')} {name!r}{did_you_mean(name, known)}; installed: {', '.join(known) or 'none'}"
+        )
+    return load(entry.value)
+
+
+def load(reference: str) -> Any:
+    """Import `module:attribute`.
+
+    Raises:
+        MissingDependencyError: a package that the module needs is not installed.
+    """
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        pack = module.split(".")[1] if module.startswith("seqtune.") else module.split(".")[0]
+        raise MissingDependencyError(package, EXTRAS.get(package, pack), module) from None
