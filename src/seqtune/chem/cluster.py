@@ -27,8 +27,8 @@ class _Curator:
         self.curation = curation
         self.workers = Workers(num_workers=1)
 
-    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        return curated_frame(polars.DataFrame(batch), self.curation, self.workers).to_arrow()
+    def __call__(self, files: pyarrow.Table) -> pyarrow.Table:
+        return curated_frame(polars.read_parquet(files["path"].to_pylist()), self.curation, self.workers).to_arrow()
 
 
 def curated_on_cluster(frames: Frames, curation: Curation, address: str, folder: Path) -> Frames:
@@ -45,15 +45,19 @@ def curated_on_cluster(frames: Frames, curation: Curation, address: str, folder:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     with tempfile.TemporaryDirectory(dir=folder, prefix=".raw.") as raw:
-        number = 0
+        paths = []
         for frame in frames:
             for piece in frame.iter_slices(ROWS):
-                piece.write_parquet(Path(raw) / f"{number:08d}.parquet")
-                number += 1
+                paths.append({"path": f"{raw}/{len(paths):08d}.parquet"})
+                piece.write_parquet(paths[-1]["path"])
         num_cores = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)  # one reads and sorts
-        rows = ray.data.read_parquet(raw, override_num_blocks=number)
-        done = rows.map_batches(
-            _Curator, fn_constructor_args=(curation,), batch_format="pyarrow", batch_size=None, concurrency=num_cores
+        # one file a task; left to itself, Ray would read several small files in one
+        done = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+            _Curator,
+            fn_constructor_args=(curation,),
+            batch_format="pyarrow",
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=num_cores),
         )
         for batch in done.iter_batches(batch_format="pyarrow", batch_size=None):
             yield polars.DataFrame(batch)

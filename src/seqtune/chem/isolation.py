@@ -24,7 +24,8 @@ from seqtune.errors import SeqtuneError
 
 T = TypeVar("T")
 R = TypeVar("R")
-TIMEOUT = 10.0  # seconds for one molecule
+TIMEOUT = 20.0  # seconds for one item; a fresh worker imports RDKit in it, and perhaps starts a JVM
+PATIENCE = 3  # a piece gets so many times as long
 PIECE = 256  # items that travel together
 
 
@@ -82,7 +83,8 @@ class Workers:
             yield from self._collect(function, some, future)
 
     def _send(self, function: Callable[[Any], Any], items: Sequence[Any]) -> ProcessFuture:
-        return self.pool.schedule(function, args=(items,), timeout=self.timeout)
+        limit = self.timeout * (PATIENCE if len(items) > 1 else 1)
+        return self.pool.schedule(function, args=(items,), timeout=limit)
 
     def _collect(self, function: Callable[[Any], Any], items: list[Any], future: ProcessFuture) -> list[Any]:
         try:

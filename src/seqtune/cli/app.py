@@ -17,6 +17,7 @@ from seqtune.errors import SeqtuneError
 if TYPE_CHECKING:
     from rich.console import Console
 
+PIPE_WIDTH = 200  # columns of a table in a pipe
 DONE, BAD_INPUT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
@@ -132,7 +133,8 @@ def stdout_console() -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich itself would end the process with an error
 
-    return Pipeable(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    terminal = sys.stdout.isatty()
+    return Pipeable(soft_wrap=not terminal, width=None if terminal else PIPE_WIDTH, highlight=False)
 
 
 def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
@@ -163,7 +165,7 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     _print_task_scores(metrics, out)
     for name, value in scores.items():
         out.print(f"{name}: {value['signature']}", style="dim", markup=False)
-    statuses = {k: v for k, v in metrics.get("status", {}).items() if k != "ok"}
+    statuses = {k: v for k, v in metrics.get("status", {}).items() if k not in ("ok", "verified")}
     if statuses:
         out.print("not ok: " + ", ".join(f"{n} {status}" for status, n in statuses.items()), style="yellow")
 

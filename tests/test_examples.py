@@ -1,0 +1,108 @@
+"""The example packs, found through their entry points as an installed pack would be."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from rapidfuzz.distance import DamerauLevenshtein
+
+from seqtune import plugins
+from seqtune.evaluate import evaluate
+from seqtune.records import Prediction
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+DICTIONARY = """;;; a comment
+cat K AE1 T
+cats K AE1 T S
+read R IY1 D
+read(2) R EH1 D
+hello HH AH0 L OW1 # a comment
+"""
+
+
+@pytest.fixture
+def phonemes(tmp_path, monkeypatch):
+    """The pack on the path, with the metadata that pip would write from its pyproject.toml."""
+    project = tomllib.loads((EXAMPLES / "phonemes" / "pyproject.toml").read_text())["project"]
+    metadata = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = [f"[{g}]\n" + "\n".join(f"{k} = {v}" for k, v in e.items()) for g, e in project["entry-points"].items()]
+    (metadata / "entry_points.txt").write_text("\n\n".join(groups) + "\n")
+    folders = [str(tmp_path / "site"), str(EXAMPLES / "phonemes")]
+    for folder in folders:
+        monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))
+    return tmp_path
+
+
+def seqtune(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "seqtune", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_pack_of_someone_else_plugs_in_everywhere(phonemes):
+    (phonemes / "cmudict.dict").write_text(DICTIONARY)
+    assert "cmudict" in seqtune("data", "--help")
+    seqtune("data", "cmudict", "--file", str(phonemes / "cmudict.dict"), "--out", str(phonemes / "words.csv"))
+    rows = list(csv.DictReader((phonemes / "words.csv").open()))
+    assert [r["word"] for r in rows] == ["cat", "cats", "read", "hello"]
+    path = phonemes / "p.jsonl"
+    items = [("cat", "K AE1 T", "K AE1 T"), ("cats", "K AE1 T S", "K AE0 T"), ("hello", "HH AH0 L OW1", "HH AH L X")]
+    path.write_text("".join(json.dumps({"input": w, "reference": r, "prediction": p}) + "\n" for w, r, p in items))
+    metrics = json.loads(
+        seqtune("score", str(path), "--task", "phonemes:english", "--train", str(phonemes / "words.csv"), "--json")
+    )
+    assert metrics["phoneme_error_rate"]["value"] == pytest.approx((0 + 2 / 4 + 2 / 4) / 3)
+    assert metrics["phoneme_error_rate_unstressed"]["value"] == pytest.approx((0 + 1 / 4 + 1 / 4) / 3)
+    assert metrics["phoneme_accuracy"]["value"] == pytest.approx(1 / 3)
+    assert metrics["baselines"]["same ending"]["exact_match"]["value"] == 1.0
+    verifier = plugins.find("verifiers", "phonemes:arpabet")()
+    found = verifier.verify(["x"] * 4, ["K AE1 T", "K AE T", "K1 AE1", "QQ"])
+    assert [v.status for v in found] == ["verified", "mismatch", "mismatch", "unparsed"]
+
+
+def test_a_model_of_the_pack_verifies(phonemes, llama_folder):
+    words = ["cat", "cats", "hat", "hats", "bat", "bats", "rat", "rats", "mat", "mats"]
+    sounds = {w: f"{w[0].upper().replace('H', 'HH')} AE1 T" + (" S" if w.endswith("s") else "") for w in words}
+    with (phonemes / "w.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows([("word", "phonemes"), *sounds.items()])
+    run = phonemes / "run"
+    seqtune(
+        "fit", "--task", "phonemes:english", "--data", str(phonemes / "w.csv"), "--model", str(llama_folder), "--out", str(run),
+        "--set", "train.max_steps=60", "--set", "data.split={validation: 0, test: 0}",
+    )  # fmt: skip
+    lines = seqtune("predict", str(run), "cat", "hats", "--num-beams", "4", "--verify", "--abstain", "--json").splitlines()
+    for line in map(json.loads, lines):
+        assert line["status"] in ("verified", "abstained")
+        assert bool(line["prediction"]) == (line["status"] == "verified")
+        assert len(line["hypotheses"]) == 4
+
+
+def test_corrupted_names_have_one_or_two_errors():
+    sys.path.insert(0, str(EXAMPLES / "name_repair"))
+    try:
+        from make_table import corrupt
+    finally:
+        sys.path.pop(0)
+    generator = random.Random(0)
+    counts = set()
+    for _ in range(300):
+        wrong = corrupt("2-methylpropan-1-ol", generator)
+        counts.add(DamerauLevenshtein.distance(wrong, "2-methylpropan-1-ol"))
+    assert counts <= {0, 1, 2, 3}  # two swaps that overlap count as three
+    assert {1, 2} <= counts
+
+
+def test_verdicts_reach_the_report():
+    rows = [Prediction("1", "a", "b", "b", 0.0, (), "verified", {"verdict": "verified"})]
+    assert evaluate(rows)["verification"]["coverage"]["value"] == 1.0
