@@ -78,7 +78,7 @@ def build_tokenizer(family: str):
     return byte_fallback_tokenizer() if family == "llama" else byte_level_tokenizer(add_start=family == "opt")
 
 
-def build_model(family: str, vocab_size: int):
+def build_model(family: str, vocab_size: int, width: int = 32):
     """A family's real architecture, small, with dropout off."""
     import torch
     import transformers as t
@@ -86,21 +86,21 @@ def build_model(family: str, vocab_size: int):
     size = {"vocab_size": vocab_size}
     configs: dict[str, Callable] = {
         "opt": lambda: t.OPTConfig(
-            hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=16,
+            hidden_size=width, ffn_dim=2 * width, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=16,
             max_position_embeddings=128, dropout=0.0, do_layer_norm_before=False, pad_token_id=0, bos_token_id=1,
             eos_token_id=1, **size),
         "gpt_neo": lambda: t.GPTNeoConfig(
-            hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8,
+            hidden_size=width, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8,
             max_position_embeddings=128, bos_token_id=0, eos_token_id=0, **size),
         "gpt2": lambda: t.GPT2Config(
-            n_embd=32, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            n_embd=width, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
             bos_token_id=0, eos_token_id=0, **size),
         "gpt_neox": lambda: t.GPTNeoXConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=128, bos_token_id=0, eos_token_id=0, **size),
-        "bloom": lambda: t.BloomConfig(hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0, **size),
+        "bloom": lambda: t.BloomConfig(hidden_size=width, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0, **size),
         "llama": lambda: t.LlamaConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
             max_position_embeddings=128, bos_token_id=1, eos_token_id=2, **size),
     }  # fmt: skip
     torch.manual_seed(0)

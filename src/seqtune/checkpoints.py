@@ -64,8 +64,8 @@ def save(folder: Path, model: nn.Module, optimizers: Sequence[Any], state: Train
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the parameters, shared ones once."""
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    """Write the parameters that training changes, shared ones once."""
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     hidden = path.with_name("." + path.name)
     save_file(tensors, hidden)
     hidden.replace(path)
@@ -76,7 +76,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Read what `save_weights` wrote into the same architecture."""
     tensors = load_file(path)
     for name, parameter in model.named_parameters():
-        parameter.copy_(tensors[name])
+        if parameter.requires_grad:
+            parameter.copy_(tensors[name])
 
 
 def best_path(folder: Path, step: int) -> Path:

@@ -17,6 +17,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
+SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
@@ -82,11 +85,60 @@ class ModelConfig(_Section):
     init: Literal["pretrained", "random"] = "pretrained"
     revision: str | None = None
     trust_remote_code: bool = Field(default=False, description="run code that a hub repository brings; off unless asked")
-    trim_vocabulary: bool = Field(default=True, description="keep only the tokens that the training rows and any text need")
+    trim_vocabulary: bool | None = Field(
+        default=None,
+        description="keep only the tokens that the training rows and any text need; default: in full fine-tuning",
+    )
     adapt_vocabulary: Annotated[int, Field(ge=0)] = Field(
         default=0, description="add this many frequent pieces of the training texts to the vocabulary"
     )
     max_length: PositiveInt | None = Field(default=None, description="token limit of prompt + target; default: the model's")
+
+
+class AdapterConfig(_Section):
+    """Which parameters are trained: all of them, or few that are added or picked."""
+
+    method: Literal[
+        "full",
+        "lora",
+        "qlora",
+        "vera",
+        "oft",
+        "ia3",
+        "bottleneck",
+        "prompt_tuning",
+        "p_tuning",
+        "prefix_tuning",
+        "bitfit",
+        "layers",
+    ] = Field(default="full", description="full: all parameters")
+    rank: PositiveInt = Field(default=8, description="lora, qlora, bottleneck (its width), oft (its block size)")
+    alpha: PositiveFloat = Field(default=16.0, description="lora, qlora: updates are scaled by alpha / rank")
+    dropout: Share = Field(default=0.0, description="lora, qlora, oft: dropout before the added part")
+    targets: Literal["attention-only", "all-linear"] | list[str] = Field(
+        default="all-linear", description="lora, qlora, oft: which linear layers, or endings of their names"
+    )
+    rslora: bool = Field(
+        default=False, description="lora, qlora: scale by alpha / sqrt(rank), https://arxiv.org/abs/2312.03732"
+    )
+    dora: bool = Field(
+        default=False, description="lora, qlora: magnitude and direction apart, https://arxiv.org/abs/2402.09353"
+    )
+    num_virtual_tokens: PositiveInt = Field(default=20, description="prompt_tuning, p_tuning, prefix_tuning: their length")
+    init_text: str | None = Field(
+        default=None, description="prompt_tuning: begin with this text; default: tokens drawn at random"
+    )
+    layers: list[str] = Field(default_factory=list, description="layers: patterns of parameter names, such as '*.layers.5.*'")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdapterConfig:
+        if (self.method == "layers") != bool(self.layers):
+            raise ValueError("method 'layers' and the list adapter.layers need each other: name the parameters to train")
+        if (self.rslora or self.dora) and self.method not in ("lora", "qlora"):
+            raise ValueError(f"rslora and dora belong to the methods lora and qlora, not {self.method!r}")
+        if self.init_text and self.method != "prompt_tuning":
+            raise ValueError(f"init_text belongs to the method prompt_tuning, not {self.method!r}")
+        return self
 
 
 class TrainConfig(_Section):
@@ -169,9 +221,23 @@ class Config(_Section):
     data: DataConfig = Field(default_factory=DataConfig)
     format: FormatConfig = Field(default_factory=FormatConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
     out: str | None = Field(default=None, description="run folder; default: runs/<data file name>")
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> Config:
+        method = self.adapter.method
+        if method in SOFT_PROMPTS and self.train.batching == "pack":
+            raise ValueError(f"adapter.method {method!r} and train.batching 'pack': packed rows would need a soft prompt each")
+        if method in SOFT_PROMPTS and self.model.trim_vocabulary:
+            raise ValueError(f"adapter.method {method!r} and model.trim_vocabulary: virtual tokens follow the vocabulary")
+        if method != "full" and self.model.adapt_vocabulary:
+            raise ValueError(f"adapter.method {method!r} trains no embeddings, so model.adapt_vocabulary must be 0")
+        if method != "full" and self.train.optimizer == "muon":
+            raise ValueError(f"train.optimizer 'muon' is for full fine-tuning, not for adapter.method {method!r}")
+        return self
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `seqtune fit` reads back."""

@@ -40,6 +40,33 @@ def adamw_rate(num_parameters: int) -> float:
     return 3e-3 * (num_parameters / 1e6) ** -0.6
 
 
+# AdamW's peak for methods that train few parameters: a multiple of what full fine-tuning would take, or a rate of its own.
+# LoRA, its kin and bottlenecks stand several times more (https://arxiv.org/abs/2305.14314: 2e-4 at 7 B); soft prompts are a few
+# thousand numbers far from the loss (https://arxiv.org/abs/2104.08691: 0.3 with Adafactor)
+ADAPTER_MULTIPLES = {"lora": 5.0, "qlora": 5.0, "bottleneck": 5.0, "oft": 5.0, "bitfit": 5.0, "layers": 1.0}
+ADAPTER_RATES = {"ia3": 1e-2, "prompt_tuning": 3e-2, "p_tuning": 3e-3, "prefix_tuning": 1e-2}
+ADAPTER_LIMIT = 5e-3
+
+
+def for_adapter(config: TrainConfig, method: str, num_parameters: int) -> TrainConfig:
+    """The optimizer and learning rate of a method, where they are left open; `full` is left to `resolve`.
+
+    Args:
+        config: the `train` section.
+        method: `adapter.method`.
+        num_parameters: of the whole model.
+
+    Example:
+        >>> round(for_adapter(TrainConfig(), "lora", 125_000_000).learning_rate, 5)
+        0.00083
+    """
+    if method == "full":
+        return config
+    scaled = min(ADAPTER_LIMIT, ADAPTER_MULTIPLES.get(method, 1.0) * adamw_rate(num_parameters))
+    rate = config.learning_rate or ADAPTER_RATES.get(method, scaled)
+    return config.model_copy(update={"optimizer": "adamw", "learning_rate": rate})
+
+
 def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> TrainConfig:
     """Replace every `null` and `auto` that depends on sizes by a value; what is set stays.
 

@@ -28,12 +28,20 @@ class Encoder:
         max_length: token limit of source + target + end.
         vocab_size: number of rows of the model's embedding.
         loss_on: "target" or "all".
+        num_virtual: tokens of a soft prompt, numbered after the vocabulary, that stand before every source.
 
     Raises:
         ModelError: the tokenizer has no end-of-sequence token, or knows more ids than the model.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, vocab_size: int, loss_on: str = "target"):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        vocab_size: int,
+        loss_on: str = "target",
+        num_virtual: int = 0,
+    ):
         end: Any = tokenizer.eos_token_id
         if end is None:
             raise ModelError("the tokenizer has no end-of-sequence token, so a model could never learn to stop")
@@ -45,7 +53,9 @@ class Encoder:
         self.vocab_size = vocab_size
         self.loss_on = loss_on
         self.end = int(end)
-        self.start = self._start_ids()
+        # virtual tokens first, then what the tokenizer puts before a text
+        self.start = [*range(vocab_size, vocab_size + num_virtual), *self._start_ids()]
+        self.num_virtual = num_virtual
 
     def _start_ids(self) -> list[int]:
         """What the tokenizer puts before a text (BOS for Llama and OPT, nothing for GPT-2)."""
@@ -96,8 +106,9 @@ class Encoder:
                 f"{len(source)} source + {len(target)} target + 1 end tokens exceed the limit of "
                 f"{self.max_length} (model.max_length); the target would be cut"
             )
-        if ids.max() >= self.vocab_size:
-            return SupervisionError(f"token id {ids.max()} is beyond the model's {self.vocab_size} embeddings")
+        highest = ids[self.num_virtual :].max()
+        if highest >= self.vocab_size:
+            return SupervisionError(f"token id {highest} is beyond the model's {self.vocab_size} embeddings")
         if self.decode(target).strip() != prompt.target.strip():
             return SupervisionError(
                 f"the target does not survive this tokenizer: {prompt.target[:60]!r} comes back as {self.decode(target)[:60]!r}"

@@ -42,7 +42,7 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
         raise RunError(f"{str(folder)!r} exists and is not empty; choose another --out")
     config = load_config(run / "config.yaml")
     source = ModelConfig(name=str(run))
-    model, tokenizer = models.load_model(source, config.train.seed), models.load_tokenizer(source)
+    model, tokenizer = models.load_trained(source, config.train.seed, merged=True), models.load_tokenizer(source)
     kept = read_kept_tokens(run)
     if full_vocabulary and kept is not None:
         model, tokenizer = _whole(config, model, tokenizer, np.array(kept))
@@ -54,7 +54,7 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
 def _whole(
     config: Config, trained: PreTrainedModel, trimmed: PreTrainedTokenizerBase, kept: np.ndarray
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    base, tokenizer = models.load_model(config.model, config.train.seed), models.load_tokenizer(config.model)
+    base, tokenizer = models.load_trained(config.model, config.train.seed), models.load_tokenizer(config.model)
     added = np.flatnonzero(kept >= len(tokenizer))
     pieces: Any = trimmed.convert_ids_to_tokens(added.tolist())
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from seqtune import card, models, progress, runs
-from seqtune.config import Config
+from seqtune import card, defaults, models, plugins, progress, runs
+from seqtune.config import SOFT_PROMPTS, Config
 from seqtune.encode import Encoder
 from seqtune.engines import check_engine
 from seqtune.errors import RunError, VocabularyError
@@ -49,7 +50,8 @@ def make_encoder(config: Config) -> Encoder:
     architecture = models.load_model_config(config.model)
     tokenizer = models.load_tokenizer(config.model)
     limit = models.max_length(architecture, config.model)
-    return Encoder(tokenizer, limit, architecture.get_text_config().vocab_size, config.train.loss_on)
+    virtual = config.adapter.num_virtual_tokens if config.adapter.method in SOFT_PROMPTS else 0
+    return Encoder(tokenizer, limit, architecture.get_text_config().vocab_size, config.train.loss_on, virtual)
 
 
 def run_folder(config: Config) -> Path:
@@ -83,7 +85,8 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     if prepared.rejected:
         _say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl", quiet)
     validate = Validator(tokenizer, prepared, config) if prepared.examples["validation"] else None
-    trainer = Trainer(model, prepared.encoded, config.train, folder, validate)
+    settings = defaults.for_adapter(config.train, config.adapter.method, sum(p.numel() for p in model.parameters()))
+    trainer = Trainer(model, prepared.encoded, settings, folder, validate)
     if trainer.is_main:
         _write_facts(folder, config, prepared, str(trainer.accelerator.device))
         if kept is not None:
@@ -111,14 +114,19 @@ def starting_point(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, np.ndarray | None]:
     """The model to train, its tokenizer, and the original id of each of its tokens if its vocabulary was trimmed.
 
-    Where it is trimmed, the prepared rows are renumbered too.
+    Where it is trimmed, the prepared rows are renumbered too. An adapter's run to begin with is merged first.
     """
-    model = models.load_model(config.model, config.train.seed)
+    model = models.load_trained(config.model, config.train.seed, merged=True)
     check_engine(model, config.decode)
     extend_embeddings(model, prepared.new_tokens)
-    if not config.model.trim_vocabulary:
-        return model, encoder.tokenizer, None
-    tokenizer, kept = _trim(model, encoder.tokenizer, prepared, quiet)
+    tokenizer, kept = encoder.tokenizer, None
+    full = config.adapter.method == "full"
+    if full if config.model.trim_vocabulary is None else config.model.trim_vocabulary:
+        tokenizer, kept = _trim(model, tokenizer, prepared, quiet)
+    if not full:  # by name, because importing peft takes seconds
+        text = config.adapter.init_text
+        torch.manual_seed(config.train.seed)
+        plugins.load("seqtune.adapters:attach")(model, config.adapter, encoder.ids([text])[0] if text else None)
     return model, tokenizer, kept
 
 
@@ -160,7 +168,12 @@ def _finish(
     quiet: bool,
 ) -> dict[str, Any] | None:
     folder = run_folder(config)
-    save_model(model, tokenizer, folder / "model")
+    if config.adapter.method == "full":
+        save_model(model, tokenizer, folder / "model")
+    else:
+        plugins.load("seqtune.adapters:save")(model, config.adapter, folder / "model")
+        model.config.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
     metrics = None
     if prepared.examples["test"]:
         predictor = Predictor(model, tokenizer, prepared.task, config.decode, folder / "model")

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from seqtune.records import Batch
+from seqtune.soft_prompts import num_virtual_tokens
 
 CHUNK_LOGITS = 2**25  # logits held at once; larger products of positions and vocabulary go in chunks
 
@@ -73,6 +74,8 @@ def block_diagonal(documents_BT: torch.Tensor) -> torch.Tensor:
 def can_pack(model: PreTrainedModel) -> bool:
     """True if a family takes positions and a mask of ours, and attends to everything before a token."""
     layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if num_virtual_tokens(model):
+        return False
     takes_positions = "position_ids" in inspect.signature(_backbone(model).forward).parameters
     return takes_positions and all(kind == "full_attention" for kind in layers)
 
@@ -89,7 +92,9 @@ def _backbone_is_exact(model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    ids = torch.arange(8, device=device)[None] % model.config.vocab_size
+    size = model.config.vocab_size
+    virtual = size + torch.arange(num_virtual_tokens(model), device=device)
+    ids = torch.cat([virtual, torch.arange(8, device=device) % size])[None]
     hidden = getattr(_backbone(model)(input_ids=ids, use_cache=False), "last_hidden_state", None)
     same = hidden is not None and torch.allclose(
         head(hidden).float(), model(input_ids=ids, use_cache=False).logits.float(), rtol=1e-4, atol=1e-5

@@ -11,6 +11,7 @@ import transformers
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from seqtune import plugins
 from seqtune.attention import use_fast_attention
 from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, did_you_mean
@@ -18,6 +19,7 @@ from seqtune.machine import settle_in
 
 # Families without a position limit of their own (BLOOM's ALiBi) get this one; it bounds memory, not quality.
 UNLIMITED_LENGTH = 2048
+OWN_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
 
 
 def builtin_path(name: str) -> Path:
@@ -33,7 +35,12 @@ def builtin_path(name: str) -> Path:
     return assets / name
 
 
-def _location(config: ModelConfig) -> str:
+def location(config: ModelConfig) -> str:
+    """Folder or hub id that a model is loaded from.
+
+    Raises:
+        ModelError: there is no such folder, or it holds no model.
+    """
     if config.name.startswith("builtin:"):
         return str(builtin_path(config.name.removeprefix("builtin:")))
     path = Path(config.name).expanduser()
@@ -50,14 +57,14 @@ def _location(config: ModelConfig) -> str:
 
 def local_folder(config: ModelConfig) -> Path | None:
     """The folder that holds the model, `None` for a hub id."""
-    path = Path(_location(config))
+    path = Path(location(config))
     return path if path.is_dir() else None
 
 
 def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(
-            _location(config), revision=config.revision, trust_remote_code=config.trust_remote_code, **options
+            location(config), revision=config.revision, trust_remote_code=config.trust_remote_code, **options
         )
     except (OSError, ValueError, KeyError, ImportError, HFValidationError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -116,6 +123,25 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
         raise ModelError(f"{config.name!r} is an encoder-decoder; seqtune trains causal (decoder-only) models")
     use_fast_attention(model)
     return model
+
+
+def load_trained(config: ModelConfig, seed: int, *, merged: bool = False) -> PreTrainedModel:
+    """`load_model`, and for the run of an adapter its base with the adapter on it.
+
+    Args:
+        config: hub id, folder, run folder or `builtin:NAME`.
+        seed: for `init: random`.
+        merged: fold an adapter into its base's weights.
+
+    Raises:
+        ModelError: it cannot be loaded, or the adapter does not fit its base.
+        ConfigError: the adapter cannot be merged.
+    """
+    run = Path(config.name)
+    if not (run / "model" / OWN_SETTINGS).exists():
+        return load_model(config, seed)
+    # by name, because importing peft takes seconds
+    return plugins.load("seqtune.adapters:load_run")(run, merged=merged)
 
 
 def max_length(model_config: Any, config: ModelConfig) -> int:

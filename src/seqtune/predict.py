@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from seqtune.engines import make_engine
 from seqtune.errors import ConfigError, MissingDependencyError, RunError, SupervisionError
 from seqtune.machine import best_device, has_bf16_units
 from seqtune.records import Candidate, Example, Hypothesis, Prediction
+from seqtune.soft_prompts import num_virtual_tokens
 from seqtune.tasks import Task
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,7 +51,8 @@ class Predictor:
         self.task = task
         self.decode = decode
         self.max_length = models.max_length(model.config, ModelConfig())
-        self.encoder = Encoder(tokenizer, self.max_length, model.config.vocab_size)
+        virtual = num_virtual_tokens(model)
+        self.encoder = Encoder(tokenizer, self.max_length, model.config.vocab_size, num_virtual=virtual)
         self.template = task.rendering
         self.verifier, self.inspect = _verifier(task, decode), _inspector(task)
         searched = decode.model_copy(update={"num_return": decode.num_beams}) if decode.verify else decode
@@ -74,8 +76,26 @@ class Predictor:
         dtype = DTYPES.get(decode.weights, torch.float32)
         if decode.weights == "auto" and device.type == "cuda" and has_bf16_units():
             dtype = torch.bfloat16
-        model = models.load_model(source, seed=0).to(device, dtype)  # type: ignore[arg-type, call-arg]
+        model = models.load_trained(source, seed=0).to(device, dtype)  # type: ignore[arg-type, call-arg]
         return cls(model, models.load_tokenizer(source), task, decode, models.local_folder(source))
+
+    @classmethod
+    def over(cls, base: str, runs: Sequence[str], decode: DecodeConfig) -> Iterator[tuple[str, Predictor]]:
+        """One base, loaded once, with the adapter of one run after the other; each predictor is good until the next one.
+
+        Args:
+            base: hub id, folder or `builtin:NAME`.
+            runs: run folders of adapters that were trained on it.
+            decode: search settings.
+
+        Raises:
+            ModelError: a run trained no adapter, or one on another base.
+        """
+        model = models.load_model(ModelConfig(name=base), seed=0).to(best_device())  # type: ignore[arg-type]
+        for run in runs:
+            plugins.load("seqtune.adapters:switch")(model, Path(run))
+            tokenizer = models.load_tokenizer(ModelConfig(name=run))
+            yield run, cls(model, tokenizer, Task.load(Path(run) / "task.yaml"), decode)
 
     @property
     def max_new_tokens(self) -> int:

@@ -110,9 +110,15 @@ class Trainer:
         width = self.accelerator.num_processes
         limit += f", {width} processes" if width > 1 else ""
         return (
-            f"{self.num_parameters / 1e6:.1f} M parameters on {self.accelerator.device} in {c.precision}; "
+            f"{self.num_parameters / 1e6:.1f} M parameters{self._trained()} on {self.accelerator.device} in {c.precision}; "
             f"{c.optimizer} {rates}; "
             f"{self.plan.total_steps:,} steps of {size}, {c.epochs:g} epochs{limit}"
+        )
+
+    def _trained(self) -> str:
+        count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return (
+            "" if count == self.num_parameters else f", {count:,} of them trained ({100 * count / self.num_parameters:.3g}%),"
         )
 
     @property

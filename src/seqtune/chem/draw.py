@@ -42,7 +42,7 @@ def grid(predictions: Sequence[Prediction], path: Path) -> None:
     drawer = makers[path.suffix](WIDTH * columns, HEIGHT * rows, WIDTH, HEIGHT)
     options = drawer.drawOptions()
     options.legendFontSize, options.legendFraction, options.fixedFontSize = 15, 0.32, -1
-    options.prepareMolsBeforeDrawing = True
+    options.fixedBondLength = 32
     for index, prediction in enumerate(shown):
         mol, text, status = _panel(prediction)
         drawer.SetOffset(WIDTH * (index % columns), HEIGHT * (index // columns))
@@ -61,8 +61,15 @@ def _panel(prediction: Prediction) -> tuple[Chem.Mol, str, str]:
     if mol is None and prediction.prediction:
         mol, text = molecules.parse(prediction.prediction), prediction.input
     if mol is None:
-        return Chem.Mol(), prediction.input, status
+        return _question_mark(), prediction.input, status
     return mol, text or "(no answer)", status
+
+
+def _question_mark() -> Chem.Mol:
+    """What stands where no molecule can be drawn."""
+    mol = Chem.MolFromSmiles("*")
+    mol.GetAtomWithIdx(0).SetProp("_displayLabel", "?")
+    return mol
 
 
 def _legend(text: str, status: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,19 +184,30 @@ def _in_part(values: np.ndarray, part: int, num_parts: int) -> np.ndarray:
 
 
 class _Writer:
-    """Appends frames to a table; opens it with the first one."""
+    """Appends frames to a table, in a thread: compressing one frame goes on while the next one is made."""
 
     def __init__(self, path: Path):
         self.path = path
         self.handle: Any = None
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self.under_way: Future[None] | None = None
 
     def write(self, frame: polars.DataFrame) -> None:
-        if not frame.height:
-            return
+        """Hand a frame over, once the one before it is written."""
+        if frame.height:
+            self._wait()
+            self.under_way = self.pool.submit(self._append, frame)
+
+    def _wait(self) -> None:
+        if self.under_way is not None:
+            self.under_way.result()
+
+    def _append(self, frame: polars.DataFrame) -> None:
         if self.path.suffix == ".parquet":
             table = frame.to_arrow()
-            if self.handle is None:
-                self.handle = pyarrow.parquet.ParquetWriter(self.path, table.schema, compression="zstd", compression_level=1)
+            if self.handle is None:  # texts hardly ever repeat, so dictionaries of them would be made for nothing
+                options: Any = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+                self.handle = pyarrow.parquet.ParquetWriter(self.path, table.schema, **options)
             self.handle.write_table(table)
         else:
             first = self.handle is None
@@ -203,5 +215,8 @@ class _Writer:
             frame.write_csv(self.handle, include_header=first, separator="\t" if self.path.suffix == ".tsv" else ",")
 
     def close(self) -> None:
+        """Finish the file."""
+        self._wait()
+        self.pool.shutdown()
         if self.handle is not None:
             self.handle.close()

@@ -20,7 +20,7 @@ import polars
 
 from seqtune.errors import DataError
 
-BLOCK = 8 * 2**20  # unpacked bytes parsed at once
+BLOCK = 4 * 2**20  # unpacked bytes parsed at once
 
 
 def within(

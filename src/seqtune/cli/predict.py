@@ -38,6 +38,10 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; none: read stdin.")] = None,
     file: Annotated[str | None, typer.Option("--file", help="A table of inputs; for molecules also .smi or .sdf.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Write predictions here: .jsonl, .csv or .tsv.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", help="Run of an adapter trained on RUN; may be repeated: RUN is loaded once."),
+    ] = None,
     grid: Annotated[str | None, typer.Option("--grid", help="Draw inputs and answers: .png or .svg (molecules).")] = None,
     input: InputOption = None,
     num_beams: BeamsOption = None,
@@ -77,6 +81,14 @@ def predict(
     from seqtune.predict import Predictor
     from seqtune.runs import write_prediction_table, write_predictions
 
+    if adapter:
+        if file or out or grid:
+            raise ConfigError("--adapter answers texts or stdin, printed beside each other; not --file, --out or --grid")
+        asked = texts or [line.rstrip("\r\n") for line in sys.stdin]
+        for name, predictor in Predictor.over(run, adapter, config.decode):
+            for number, prediction in enumerate(_from_lines(predictor, asked), start=1):
+                _print(prediction, number, as_json, f"{name}\t")
+        return
     predictor = Predictor.load(run, config.decode)
     if file:
         columns = {"input": input or predictor.task.input, "output": predictor.task.output}
@@ -137,14 +149,14 @@ def _draw(predictor: Predictor, predictions: list[Prediction], path: Path) -> No
     plugins.load(pack.draw)(predictions, path)
 
 
-def _print(prediction: Prediction, number: int, as_json: bool) -> None:
+def _print(prediction: Prediction, number: int, as_json: bool, before: str = "") -> None:
     if as_json:
-        print(json.dumps(prediction.to_dict(), ensure_ascii=False), flush=True)
+        print(before + json.dumps(prediction.to_dict(), ensure_ascii=False), flush=True)
         return
     if prediction.status not in ("ok", "verified"):
         print(f"input {number}: {prediction.status}", file=sys.stderr)
     if len(prediction.hypotheses) <= 1:
-        print(prediction.prediction, flush=True)
+        print(before + prediction.prediction, flush=True)
         return
     for hypothesis in prediction.hypotheses:
-        print(f"{number}\t{hypothesis.score:.4f}\t{hypothesis.text}", flush=True)
+        print(f"{before}{number}\t{hypothesis.score:.4f}\t{hypothesis.text}", flush=True)

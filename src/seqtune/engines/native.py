@@ -27,11 +27,12 @@ from seqtune.attention import KeyPositions, has_key_positions
 from seqtune.config import DecodeConfig
 from seqtune.engines.beams import Beams
 from seqtune.records import Candidate
+from seqtune.soft_prompts import num_virtual_tokens, put_prefix
 
 ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompts are read together
 LIKE_LENGTH = 0.8  # prompts that are read together are at least this long beside the longest
 DROP_EVERY = 16  # steps between looking for slots that no beam needs
-PROBE = ([5, 6, 7, 8, 9], [5, 7, 9])  # tokens, modulo the vocabulary
+PROBE = ([5, 6, 7, 8, 9], [5, 7, 9])  # tokens, modulo the vocabulary; a soft prompt stands before them
 
 
 class SlotCache:
@@ -43,6 +44,7 @@ class SlotCache:
         enter: first row of prompts that are being read, or `None` while generating.
         write_N: flat slots (row * S + slot) that generated tokens go to.
         view: (active rows, used slots).
+        prefix: keys and values of a tuned prefix, which take the place of the first slots' [2 * layers, H, P, D].
     """
 
     is_compileable = False
@@ -54,6 +56,7 @@ class SlotCache:
         self.enter: int | None = 0
         self.write_N = torch.empty(0)
         self.view: tuple[int, int] = (0, 0)
+        self.prefix: torch.Tensor | None = None
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
@@ -64,6 +67,8 @@ class SlotCache:
             self.keys.append(_zeros((*size, key.size(3)), key))
             self.values.append(_zeros((*size, value.size(3)), value))
         if self.enter is not None:
+            if self.prefix is not None:
+                key, value = put_prefix(self.prefix, key, value, layer)
             for store, new in ((self.keys[layer], key), (self.values[layer], value)):
                 store[self.enter : self.enter + len(new), : new.size(2)] = new.transpose(1, 2)
             return key, value
@@ -316,9 +321,10 @@ def _agrees(model: Any) -> bool:
     takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
     if not (takes_positions or has_key_positions(model)):
         return False
-    prompts = [np.array(p) % config.vocab_size for p in PROBE]
+    virtual = config.vocab_size + np.arange(num_virtual_tokens(model))
+    prompts = [np.concatenate([virtual, np.array(p) % config.vocab_size]).astype(np.int64) for p in PROBE]
     try:
-        decoder = Decoder(model, 2, 16, 2, 3, (-1, 1.0))
+        decoder = Decoder(model, 2, 16 + len(virtual), 2, 3, (-1, 1.0))
         with decoder.stack:
             decoder.enter([0, 1], prompts, [3, 3])
             second = decoder.beams.last_tokens().tolist()
