@@ -285,6 +285,8 @@ def _quantise(model: PreTrainedModel, names: list[str]) -> None:
         linear: Any = bitsandbytes.nn.Linear4bit(
             weight.size(1), weight.size(0), layer.bias is not None, compute_dtype=torch.float32, quant_type="nf4"
         )
+        # else a forward pass without gradients lays the weights out anew, for products that no gradient flows through
+        linear.support_avx512bf16_for_cpu = False
         linear.weight = bitsandbytes.nn.Params4bit(
             weight.contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True
         )
