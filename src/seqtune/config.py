@@ -20,11 +20,13 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings that refuse what they do not know."""
+
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
-class SplitConfig(_Section):
+class SplitConfig(Section):
     """How rows are dealt to training, validation and test."""
 
     method: Literal["hash", "random", "stratified", "grouped", "column"] = Field(
@@ -46,7 +48,7 @@ class SplitConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the pairs are and which columns matter."""
 
     path: str | None = Field(default=None, description="CSV, TSV, JSONL or Parquet (also .gz/.zst), or hf://datasets/...")
@@ -69,7 +71,7 @@ class DataConfig(_Section):
     split: SplitConfig = Field(default_factory=SplitConfig)
 
 
-class FormatConfig(_Section):
+class FormatConfig(Section):
     """How a row becomes the text a model reads and the text it writes."""
 
     template: str = Field(default="plain", description="preset `plain` or `paper`, or text with {input} and other columns")
@@ -78,7 +80,7 @@ class FormatConfig(_Section):
     inversion: Share = Field(default=0.0, description="share of training rows with instruction and answer inverted")
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which model to start from."""
 
     name: str = Field(default="builtin:base", description="hub id, folder or builtin:NAME")
@@ -95,7 +97,7 @@ class ModelConfig(_Section):
     max_length: PositiveInt | None = Field(default=None, description="token limit of prompt + target; default: the model's")
 
 
-class AdapterConfig(_Section):
+class AdapterConfig(Section):
     """Which parameters are trained: all of them, or few that are added or picked."""
 
     method: Literal[
@@ -141,11 +143,14 @@ class AdapterConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The loop."""
 
     epochs: PositiveFloat | None = Field(
         default=None, description="default: 3, or more for a table so small that 3 make fewer than 1,000 steps"
+    )
+    target_tokens: PositiveInt | None = Field(
+        default=None, description="instead of epochs: learn from this many tokens that carry loss, repeats included"
     )
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps")
     max_minutes: PositiveFloat | None = Field(default=None, description="stop, fully decayed, after this much training time")
@@ -184,8 +189,14 @@ class TrainConfig(_Section):
     checkpoint_minutes: PositiveFloat = 5.0
     trackers: list[str] = Field(default_factory=list, description="accelerate trackers, such as tensorboard")
 
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.target_tokens and self.epochs:
+            raise ValueError("train.target_tokens and train.epochs both say how long to train; give one")
+        return self
 
-class DecodeConfig(_Section):
+
+class DecodeConfig(Section):
     """How predictions are searched for."""
 
     num_beams: Annotated[int, Field(ge=1, le=20)] = 1
@@ -212,7 +223,7 @@ class DecodeConfig(_Section):
         return self
 
 
-class Config(_Section):
+class Config(Section):
     """A whole run."""
 
     task: str | None = Field(

@@ -85,10 +85,14 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     if prepared.rejected:
         _say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl", quiet)
     validate = Validator(tokenizer, prepared, config) if prepared.examples["validation"] else None
-    settings = defaults.for_adapter(config.train, config.adapter.method, sum(p.numel() for p in model.parameters()))
+    num_parameters = sum(p.numel() for p in model.parameters())
+    settings = defaults.for_adapter(config.train, config.adapter.method, num_parameters)
+    if settings.target_tokens:
+        epochs = settings.target_tokens / int(prepared.encoded.num_loss_tokens.sum())
+        settings = settings.model_copy(update={"epochs": epochs})
     trainer = Trainer(model, prepared.encoded, settings, folder, validate)
     if trainer.is_main:
-        _write_facts(folder, config, prepared, str(trainer.accelerator.device))
+        _write_facts(folder, config, prepared, {"device": str(trainer.accelerator.device), "num_parameters": num_parameters})
         if kept is not None:
             runs.write_kept_tokens(folder, kept.tolist())
     _say(trainer.describe(), quiet)
@@ -151,9 +155,9 @@ def _say(text: str, quiet: bool) -> None:
         progress.console().print(text)
 
 
-def _write_facts(folder: Path, config: Config, prepared: Prepared, device: str) -> None:
+def _write_facts(folder: Path, config: Config, prepared: Prepared, facts: dict[str, Any]) -> None:
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    runs.write_json(folder / "environment.json", runs.environment(config.train.seed, device))
+    runs.write_json(folder / "environment.json", runs.environment(config.train.seed) | facts)
     runs.write_json(folder / "data.json", prepared.report())
     runs.write_rejected(folder / "rejected.jsonl", prepared.rejected)
     prepared.task.save(folder / "task.yaml")

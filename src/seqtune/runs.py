@@ -151,14 +151,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def environment(seed: int, device: str) -> dict[str, Any]:
-    """Versions, machine, device, git revision and seed."""
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, machine, git revision and seed."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "num_cpus": available_cpus(),
-        "device": device,
         "seed": seed,
         "git_revision": _git_revision(),
         "packages": {name: _version(name) for name in PACKAGES},
