@@ -123,7 +123,12 @@ def test_resumed_is_uninterrupted_to_the_bit(method, family, tmp_path):
     if (method, family) in REFUSED:
         return
     train_settings = TrainConfig(
-        batch_size=2, epochs=4, precision="fp32", optimizer="adamw", learning_rate=1e-3, checkpoint_every=3
+        batch_size=2,
+        epochs=4,
+        precision="fp32",
+        optimizer="paged_adamw" if method == "qlora" else "adamw",
+        learning_rate=1e-3,
+        checkpoint_every=3,
     )
 
     def trainer(folder) -> Trainer:

@@ -109,19 +109,34 @@ def load(checkpoint: Path, model: nn.Module, optimizers: Sequence[Any]) -> Train
 
 
 def _optimizer_tensors(optimizers: Sequence[Any]) -> dict[str, torch.Tensor]:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for i, optimizer in enumerate(optimizers):
         for j, entries in optimizer.state_dict()["state"].items():
-            for name, value in entries.items():
-                tensors[f"{i}.{j}.{name}"] = value.detach().cpu().contiguous()
+            tensors |= _flattened(entries, f"{i}.{j}.")
     return tensors
+
+
+def _flattened(entries: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    """A parameter's state by dotted names; bitsandbytes nests it, and counts its steps in a plain number."""
+    flat: dict[str, torch.Tensor] = {}
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            flat |= _flattened(value, f"{prefix}{name}.")
+        else:
+            tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
+            flat[prefix + name] = tensor.cpu().contiguous()
+    return flat
 
 
 def _restore(optimizers: Sequence[Any], tensors: dict[str, torch.Tensor]) -> None:
     for i, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, torch.Tensor]] = {}
+        state: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
-            which, parameter, name = key.split(".")
+            which, parameter, *path, name = key.split(".")
             if int(which) == i:
-                state.setdefault(int(parameter), {})[name] = value
+                entries = state.setdefault(int(parameter), {})
+                for part in path:
+                    entries = entries.setdefault(part, {})
+                plain = name == "step" and not value.is_floating_point()
+                entries[name] = int(value) if plain else value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

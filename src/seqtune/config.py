@@ -154,9 +154,10 @@ class TrainConfig(Section):
     )
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps")
     max_minutes: PositiveFloat | None = Field(default=None, description="stop, fully decayed, after this much training time")
-    optimizer: Literal["auto", "muon", "adamw"] = Field(
+    optimizer: Literal["auto", "muon", "adamw", "paged_adamw"] = Field(
         default="auto",
-        description="muon: Muon for hidden matrices, AdamW for the rest; auto: muon below 50 M parameters",
+        description="muon: Muon for hidden matrices, AdamW for the rest; auto: muon below 50 M parameters; "
+        "paged_adamw: bitsandbytes', whose state leaves a full GPU, the default of qlora",
     )
     learning_rate: PositiveFloat | None = Field(default=None, description="AdamW peak; default by model size")
     muon_learning_rate: PositiveFloat = Field(default=0.02, description="Muon peak")

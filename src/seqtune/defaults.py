@@ -64,7 +64,9 @@ def for_adapter(config: TrainConfig, method: str, num_parameters: int) -> TrainC
         return config
     scaled = min(ADAPTER_LIMIT, ADAPTER_MULTIPLES.get(method, 1.0) * adamw_rate(num_parameters))
     rate = config.learning_rate or ADAPTER_RATES.get(method, scaled)
-    return config.model_copy(update={"optimizer": "adamw", "learning_rate": rate})
+    chosen = "paged_adamw" if method == "qlora" else "adamw"
+    optimizer = chosen if config.optimizer == "auto" else config.optimizer
+    return config.model_copy(update={"optimizer": optimizer, "learning_rate": rate})
 
 
 def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> TrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from seqtune import plugins
 from seqtune.config import TrainConfig
 
 MUON_MOMENTUM = 0.95
@@ -102,7 +104,13 @@ def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (0.9, 0.95 if muon else 0.999)
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
+    filled = [g for g in groups if g["params"]]
+    if config.optimizer == "paged_adamw":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # there they work unpaged
+            adamw = plugins.load("bitsandbytes.optim:PagedAdamW32bit")(filled, lr=config.learning_rate, betas=betas)
+    else:
+        adamw = torch.optim.AdamW(filled, lr=config.learning_rate, betas=betas, fused=True)
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if hidden:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
