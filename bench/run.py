@@ -21,7 +21,10 @@ from typing import Any
 import common
 
 HERE = Path(__file__).parent
-SECTIONS = ("training", "decoding", "quality", "data", "startup")
+SECTIONS = ("training", "decoding", "quality", "data", "startup", "adapters")
+METHODS = (
+    "full", "lora", "qlora", "oft", "ia3", "bottleneck", "prompt_tuning", "p_tuning", "prefix_tuning", "bitfit", "layers",
+)  # fmt: skip
 
 
 @dataclass
@@ -130,6 +133,26 @@ def training(work: Path, repeats: int, threads: int, shapes: list[str]) -> dict[
         }
         found[f"{shape} batch {batch}"] = table(variants, columns, "HF Trainer")
     return found
+
+
+def adapters(work: Path, repeats: int, threads: int) -> dict[str, Any]:
+    """Peak memory and speed of every method on OPT-125M, whole vocabulary, 8 rows a step."""
+    folder = work / "opt-125m"
+    common.make_model("opt-125m", folder / "model")
+    common.make_table(folder / "pairs.csv", 4000)
+    command = [sys.executable, str(HERE / "train_seqtune.py"), str(folder), "--batch", "8", "--steps", "4", "--warm", "1"]
+    command += ["--set", "model.trim_vocabulary=false", "--set", "adapter.layers=[]"]
+    variants = []
+    for method in METHODS:
+        layers = "['*.layers.11.*']" if method == "layers" else "[]"
+        variants.append(Variant(method, [*command[:-1], f"adapter.layers={layers}", "--set", f"adapter.method={method}"]))
+    measure(variants, repeats, threads, 300)
+    columns = {
+        "peak MiB": lambda r: r["peak_mib"],
+        "tokens/s": lambda r: r["tokens"] / r["seconds"],
+        "loss": lambda r: r["loss"],
+    }
+    return {"adapters on opt-125m": table(variants, columns, "full")}
 
 
 def decoding(work: Path, repeats: int, threads: int, run: Path | None) -> dict[str, Any]:
@@ -296,6 +319,7 @@ def main() -> None:
         "quality": lambda: quality(work, repeats, threads, options.minutes),
         "data": lambda: data(work, repeats, threads),
         "startup": lambda: startup(work, repeats, threads),
+        "adapters": lambda: adapters(work, repeats, threads),
     }
     found: dict[str, Any] = {"machine": common.machine() | {"threads": threads}, "repeats": repeats, "sections": {}}
     for name in options.only:

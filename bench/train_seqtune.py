@@ -13,6 +13,7 @@ import torch
 import common
 from seqtune import train
 from seqtune.config import load_config, parse_override
+from seqtune.defaults import for_adapter
 from seqtune.fit import make_encoder, starting_point
 from seqtune.preparation import prepare
 
@@ -39,7 +40,8 @@ if __name__ == "__main__":
     model, _, _ = starting_point(config, encoder, prepared, quiet=True)
     folder = Path(tempfile.mkdtemp())
     train.LOG_EVERY = 1
-    trainer = train.Trainer(model, prepared.encoded, config.train, folder)
+    settings = for_adapter(config.train, config.adapter.method, sum(p.numel() for p in model.parameters()))
+    trainer = train.Trainer(model, prepared.encoded, settings, folder)
     trainer.checkpoint = lambda: None  # writing is not what is measured
     trainer.run(quiet=True)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -17,7 +17,21 @@ from seqtune.cli.app import run_app
 from seqtune.errors import DataError, ModelError
 from seqtune.evaluate import evaluate, read_predictions
 
-VERBS = ["check", "compare", "data", "demo", "doctor", "evaluate", "export", "fit", "predict", "pretrain", "score", "study"]
+VERBS = [
+    "check",
+    "compare",
+    "data",
+    "demo",
+    "doctor",
+    "evaluate",
+    "export",
+    "fit",
+    "predict",
+    "pretrain",
+    "report",
+    "score",
+    "study",
+]
 ARTEFACTS = {
     "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
     "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "task.yaml", "vocabulary.json",

@@ -125,6 +125,7 @@ class TaskPlugin:
         inspect: function `Sequence[str] -> list[Inspection]` over inputs.
         readers: file ending -> function `Path -> Iterator[Example]`, for inputs that are no table.
         draw: function `(predictions, path) -> None` that draws inputs and answers.
+        picture: function `(text) -> svg`, "" for a text that cannot be drawn.
         keys: name -> function `Sequence[Example] -> list[str]`, groups to split by.
         neighbours: function `(training, held_out) -> list[float]`, each held-out row's similarity to the nearest training row.
     """
@@ -137,6 +138,7 @@ class TaskPlugin:
     inspect: str | None = None
     readers: Mapping[str, str] = field(default_factory=dict)
     draw: str | None = None
+    picture: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     neighbours: str | None = None
 

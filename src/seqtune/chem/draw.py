@@ -53,6 +53,19 @@ def grid(predictions: Sequence[Prediction], path: Path) -> None:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def picture(text: str) -> str:
+    """A molecule as SVG, "" for a text that is none."""
+    mol = molecules.parse(text)
+    if mol is None:
+        return ""
+    drawer = rdMolDraw2D.MolDraw2DSVG(200, 140)
+    drawer.drawOptions().fixedBondLength = 24
+    drawer.DrawMolecule(mol)
+    drawer.FinishDrawing()
+    svg = drawer.GetDrawingText()
+    return svg[svg.index("<svg") :]
+
+
 def _panel(prediction: Prediction) -> tuple[Chem.Mol, str, str]:
     """The molecule to draw, the text below it and the verdict."""
     status = prediction.details.get("verdict") or prediction.details.get("structure") or prediction.status

@@ -7,7 +7,7 @@ import sys
 from seqtune.cli.app import app, run_app
 
 # importing a verb's file registers it; none of them imports torch
-from seqtune.cli import check, compare, data, demo, doctor, evaluate, export, fit, predict, pretrain, score, study  # isort: skip
+from seqtune.cli import check, compare, data, demo, doctor, evaluate, export, fit, predict, pretrain, report, score, study  # isort: skip
 
 __all__ = [
     "app",
@@ -22,6 +22,7 @@ __all__ = [
     "main",
     "predict",
     "pretrain",
+    "report",
     "score",
     "study",
 ]

@@ -80,6 +80,7 @@ def evaluate(
         runs.write_predictions(folder / "predictions.jsonl", predictions)
         runs.write_rejected(folder / "rejected.jsonl", bad)
         runs.write_json(folder / "metrics.json", metrics)
+        predictor.task.save(folder / "task.yaml")
     if as_json:
         print_json(metrics)
     else:
