@@ -22,6 +22,7 @@ import common
 
 HERE = Path(__file__).parent
 SECTIONS = ("training", "decoding", "quality", "data", "startup", "adapters")
+MAKE = "import sys; sys.path.insert(0, {0!r}); from pathlib import Path; import pubchem_one; pubchem_one.make(Path({1!r}), {2})"
 METHODS = (
     "full", "lora", "qlora", "oft", "ia3", "bottleneck", "prompt_tuning", "p_tuning", "prefix_tuning", "bitfit", "layers",
 )  # fmt: skip
@@ -233,7 +234,17 @@ def data(work: Path, repeats: int, threads: int) -> dict[str, Any]:
     variants = [Variant(n, [sys.executable, script, str(work), "--what", n]) for n in names]
     measure(variants, repeats, threads, 300)
     columns = {"rows/s": lambda r: r["rows"] / r["seconds"], "peak MiB": lambda r: r["peak_mib"]}
-    return {"data": table(variants, columns, "encode")}
+    found = {"data": table(variants, columns, "encode")}
+    join = str(HERE / "pubchem_one.py")
+    for rows in (2_000_000, 5_000_000):
+        subprocess.run(
+            [sys.executable, "-c", MAKE.format(str(HERE), str(work), rows)], check=True
+        )  # made outside the clock and the limit
+        engines = {"seqtune": sys.executable, "polars": sys.executable, "pandas": python_of("pandas", work)}
+        joins = [Variant(n, [p, join, str(work), "--engine", n, "--rows", str(rows)]) for n, p in engines.items() if p]
+        measure(joins, repeats, threads, 600)
+        found[f"PubChem join, {rows:,} rows"] = table(joins, columns, "polars")
+    return found
 
 
 def quality(work: Path, repeats: int, threads: int, minutes: float) -> dict[str, Any]:

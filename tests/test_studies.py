@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,15 @@ def test_a_study_runs_once_lists_failures_and_tabulates(folder, llama_folder):
     seqtune("study", str(path))
     assert runs[1].stat().st_mtime_ns == times[1]
     assert runs[0].exists()
+    seqtune("study", str(path), "--export", str(folder / "copy.zip"))
+    with zipfile.ZipFile(folder / "copy.zip") as archive:
+        names = archive.namelist()
+        archive.extractall(folder / "copy")
+    assert {"README.md", "study.yaml", "results.csv"} <= set(names)
+    assert not [n for n in names if n.endswith((".safetensors", "pairs.csv"))]
+    for stored in (folder / "copy" / "runs").rglob("predictions.jsonl"):
+        again = json.loads(seqtune("score", str(stored), "--json").stdout)
+        assert again["exact_match"] == json.loads((stored.parent / "metrics.json").read_text())["exact_match"]
     planned = seqtune("study", str(path), "--plan").stdout
     assert "6 points, 4 done; time left: " in planned
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -275,6 +276,58 @@ def _command(arguments: list[str], jobs: int) -> int:
 def _facts(point: Point) -> dict[str, Any]:
     path = point.run / "study.json"
     return json.loads(path.read_text()) if path.exists() else {"wall_seconds": None, "peak_mib": None}
+
+
+COPIED = (
+    "config.yaml",
+    "environment.json",
+    "data.json",
+    "task.yaml",
+    "metrics.json",
+    "predictions.jsonl",
+    "log.jsonl",
+    "study.json",
+)
+COPY_README = """# Carbon copy of the study {name}
+
+Everything that its scores rest on, without models and without training data. To score any point again, no model needed:
+
+    seqtune score runs/<run>/predictions.jsonl
+
+`results.csv` names each point's run; its `config.yaml` trains it again where the data that `data.json` fingerprints are at hand.
+"""
+
+
+def carbon_copy(study: Study, path: Path) -> int:
+    """Zip what another person needs to check a study: settings, environments, fingerprints, predictions, scores.
+
+    Args:
+        study: one that was run, at least in part.
+        path: .zip to write.
+
+    Returns:
+        How many points are in it.
+
+    Raises:
+        RunError: nothing was run yet.
+    """
+    done = [p for p in plan(study) if is_done(p)]
+    if not done:
+        raise RunError(f"no point of {study.name!r} has been run; run it first: seqtune study FILE")
+    hidden = path.with_name("." + path.name)
+    try:
+        with zipfile.ZipFile(hidden, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("README.md", COPY_README.format(name=study.name))
+            for name in ("study.yaml", "results.csv", "summary.csv", "failures.json"):
+                archive.write(Path(study.out) / name, name)
+            for folder in dict.fromkeys(f for p in done for f in (p.run, p.evaluation)):
+                for name in COPIED:
+                    if (folder / name).exists():
+                        archive.write(folder / name, f"runs/{folder.relative_to(done[0].run.parent)}/{name}")
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
+    return len(done)
 
 
 def tabulate(points: Sequence[Point]) -> polars.DataFrame:

@@ -15,6 +15,9 @@ def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Base settings, axes, seeds and budget.")],
     plan: Annotated[bool, typer.Option("--plan", help="Print the points and the time they will take, run nothing.")] = False,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Points run at once.")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Run nothing; zip what others need to score it all again: FILE.zip.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run every point of a study that has not been run yet, and tabulate all of them; the same command goes on after a stop.
@@ -37,6 +40,9 @@ def study(
             print("  ".join(f"{k}={v}" for k, v in row.items()))
         left = "unknown until a point is done" if seconds is None else progress.remaining(seconds / loaded.jobs)
         print(f"{len(rows)} points, {sum(r['done'] for r in rows)} done; time left: {left}")
+        return
+    if export:
+        print(f"{export}: {studies.carbon_copy(loaded, export)} points")
         return
     outcome = studies.run(loaded)
     if as_json:
