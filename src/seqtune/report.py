@@ -25,9 +25,12 @@ from seqtune.records import Prediction
 from seqtune.tasks import Task
 
 matplotlib.use("Agg")
+matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: smaller, and searchable
 MAX_ERRORS = 300
 MAX_PICTURES = 60
 NUM_BINS = 8
+MAX_LEGEND = 40
+MAX_LINES = 200  # points of a grid that lines can show
 SCORES = ("exact_match", "structure_accuracy", "edit_similarity", "bleu_char")
 BLUE, GREY = "#2563a8", "#8a94a3"
 
@@ -232,10 +235,7 @@ def _study_page(folder: Path) -> str:
     failures = json.loads((folder / "failures.json").read_text()) if (folder / "failures.json").exists() else []
     return _render(
         "study.html", title=folder.resolve().name, headings=[c.replace("_", " ") for c in shown], rows=rows,
-        plots=[
-            (f"{axis} and {score.replace('_', ' ')}", _axis_plot(summary, axis, score, axes))
-            for axis in axes for score in scores[:2] if summary[axis].n_unique() > 1
-        ],
+        plots=_study_plots(summary, axes, scores[:2]),
         forecast=_forecast_text(summary, axes), failures=failures, num_points=results.height,
         settings=settings.read_text() if settings.exists() else "",
     )  # fmt: skip
@@ -248,6 +248,37 @@ def _shown(row: dict[str, Any], column: str) -> str:
     if column in SCORES:
         return f"{value:.3f} ({row[f'{column}_low']:.3f} to {row[f'{column}_high']:.3f})"
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _study_plots(summary: polars.DataFrame, axes: Sequence[str], scores: Sequence[str]) -> list[tuple[str, Markup]]:
+    """Lines along the axes of a grid; bars for a list of points, which have no axes to speak of."""
+    varied = [name for name in axes if summary[name].n_unique() > 1]
+    is_grid = summary.height == math.prod(summary[name].n_unique() for name in varied)
+    if is_grid and summary.height <= MAX_LINES:
+        pairs = [(axis, score) for axis in varied for score in scores]
+        return [(f"{axis} and {score.replace('_', ' ')}", _axis_plot(summary, axis, score, axes)) for axis, score in pairs]
+    groups = summary.group_by("budget", maintain_order=True) if "budget" in axes else [(("",), summary)]
+    return [
+        (f"{score.replace('_', ' ')}{f', {budget}' if budget else ''}", _bars(group, score, [a for a in axes if a != "budget"]))
+        for (budget,), group in groups
+        for score in scores
+    ]
+
+
+def _bars(group: polars.DataFrame, score: str, axes: Sequence[str]) -> Markup:
+    figure, plot = pyplot.subplots(figsize=(5.2, 0.6 + 0.28 * group.height))
+    labels = []
+    for row in group.iter_rows(named=True):
+        parts = [f"{name.rpartition('.')[2]} {row[name]}" for name in axes if row[name] is not None]
+        labels.append(", ".join(parts) or "base")
+    means, low, high = (group[f"{score}{end}"].to_numpy() for end in ("", "_low", "_high"))
+    bounds = [np.maximum(means - low, 0), np.maximum(high - means, 0)]
+    plot.barh(labels, means, xerr=bounds, color=BLUE, height=0.6, error_kw={"elinewidth": 0.8, "ecolor": GREY, "capsize": 2})
+    plot.invert_yaxis()
+    plot.set_xlabel(score.replace("_", " "))
+    plot.tick_params(axis="y", labelsize=8)
+    plot.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
 
 
 def _axis_plot(summary: polars.DataFrame, axis: str, score: str, axes: Sequence[str]) -> Markup:
@@ -267,7 +298,7 @@ def _axis_plot(summary: polars.DataFrame, axis: str, score: str, axes: Sequence[
         plot.set_xscale("log")
     if not numeric:
         figure.autofmt_xdate(rotation=30)
-    if others and summary.height <= 40:
+    if others and summary.height <= MAX_LEGEND:
         plot.legend(fontsize=6, frameon=False)
     return _svg(figure)
 

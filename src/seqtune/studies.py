@@ -294,7 +294,7 @@ Everything that its scores rest on, without models and without training data. To
 
     seqtune score runs/<run>/predictions.jsonl
 
-`results.csv` names each point's run; its `config.yaml` trains it again where the data that `data.json` fingerprints are at hand.
+`results.csv` names each point's run; its `config.yaml` trains it again where the data are at hand (fingerprints: `data.json`).
 """
 
 
