@@ -78,6 +78,13 @@ def test_verified_answers_are_the_ones_that_opsin_reads_back(run, tmp_path):
             assert Chem.MolToInchi(read) == Chem.MolToInchi(Chem.MolFromSmiles(row["input"]))
 
 
+def test_a_verified_answer_is_one_line(run):
+    done = seqtune("predict", str(run / "run"), "CCCO", "CCO.Cl", "--num-beams", "4", "--verify")
+    assert len(done.stdout.splitlines()) == 2
+    shown = seqtune("predict", str(run / "run"), "CCCO", "--num-beams", "4", "--num-return", "3")
+    assert [line.split("\t")[0] for line in shown.stdout.splitlines()] == ["1"] * 3
+
+
 def test_evaluate_reports_what_verifying_was_worth(run):
     done = seqtune(
         "evaluate", str(run / "run"), str(run / "pairs.csv"), "--num-beams", "3", "--verify", "--no-baselines", "--json"

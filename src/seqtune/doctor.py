@@ -16,7 +16,10 @@ from seqtune.cpus import available_cpus
 from seqtune.machine import best_device
 from seqtune.models import builtin_path
 
-EXTRAS = {"chemicals": "chem", "tensorboard": "track"}
+EXTRAS = {
+    "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "bitsandbytes": "quant",
+    "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track",
+}  # fmt: skip
 
 
 def examine() -> dict[str, dict[str, Any]]:
@@ -32,6 +35,7 @@ def examine() -> dict[str, dict[str, Any]]:
         "device": _device(),
         "packages": {name: _found(name) for name in runs.PACKAGES},
         "extras": {name: _found(name, extra) for name, extra in EXTRAS.items()},
+        "programs": {"java": shutil.which("java") or "missing: apt install default-jre-headless (checks names, by OPSIN)"},
         "models": {"builtin:base": _base()},
     }
 

@@ -29,6 +29,7 @@ PACKAGES = (
     "tokenizers",
     "accelerate",
     "safetensors",
+    "peft",
     "numpy",
     "sacrebleu",
     "rapidfuzz",

@@ -81,13 +81,14 @@ def predict(
     from seqtune.predict import Predictor
     from seqtune.runs import write_prediction_table, write_predictions
 
+    several = config.decode.num_return > 1
     if adapter:
         if file or out or grid:
             raise ConfigError("--adapter answers texts or stdin, printed beside each other; not --file, --out or --grid")
         asked = texts or [line.rstrip("\r\n") for line in sys.stdin]
         for name, predictor in Predictor.over(run, adapter, config.decode):
             for number, prediction in enumerate(_from_lines(predictor, asked), start=1):
-                _print(prediction, number, as_json, f"{name}\t")
+                _print(prediction, number, as_json, several, f"{name}\t")
         return
     predictor = Predictor.load(run, config.decode)
     if file:
@@ -103,7 +104,7 @@ def predict(
         (write_predictions if out.endswith(".jsonl") else write_prediction_table)(Path(out), answers)
         return
     for number, prediction in enumerate(answers, start=1):
-        _print(prediction, number, as_json)
+        _print(prediction, number, as_json, several)
 
 
 def _from_table(predictor: Predictor, file: str, data: DataConfig) -> Iterator[Prediction]:
@@ -149,13 +150,13 @@ def _draw(predictor: Predictor, predictions: list[Prediction], path: Path) -> No
     plugins.load(pack.draw)(predictions, path)
 
 
-def _print(prediction: Prediction, number: int, as_json: bool, before: str = "") -> None:
+def _print(prediction: Prediction, number: int, as_json: bool, several: bool, before: str = "") -> None:
     if as_json:
         print(before + json.dumps(prediction.to_dict(), ensure_ascii=False), flush=True)
         return
     if prediction.status not in ("ok", "verified"):
         print(f"input {number}: {prediction.status}", file=sys.stderr)
-    if len(prediction.hypotheses) <= 1:
+    if not several or not prediction.hypotheses:
         print(before + prediction.prediction, flush=True)
         return
     for hypothesis in prediction.hypotheses:
