@@ -185,6 +185,33 @@ def test_batched_beams_equal_single_ones(method, family):
             assert [c.score for c in together[index]] == pytest.approx([c.score for c in alone], abs=1e-4)
 
 
+@pytest.mark.parametrize("family", ["opt", "gpt2", "gpt_neo", "bloom", "llama"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "lora"])
+def test_transformers_with_left_padding_finds_the_same(method, family):
+    """The reference engine pads sources of different lengths on the left; virtual tokens are padded like any other."""
+    config, model = settings(method), base(family, method)
+    adapters.attach(model, config)
+    train(model)
+    model.eval()
+    virtual = VOCABULARY + np.arange(soft_prompts.num_virtual_tokens(model))
+    generator = np.random.default_rng(3)
+    sources = [np.concatenate([virtual, generator.integers(5, 300, n)]).astype(np.int32) for n in (3, 9, 6)]
+    decode = DecodeConfig(num_beams=3, num_return=3)
+    found = dict(make_engine(model, 1, decode).generate(sources, [6] * 3))
+    reference = dict(make_engine(model, 1, decode.model_copy(update={"engine": "transformers"})).generate(sources, [6] * 3))
+    for index in range(3):
+        assert [c.ids for c in found[index]] == [c.ids for c in reference[index]]
+
+
+def test_engines_that_would_leave_the_adapter_out_are_refused():
+    model = base("opt", "prefix_tuning")
+    adapters.attach(model, settings("prefix_tuning"))
+    with pytest.raises(ConfigError, match="know no tuned prefix"):
+        make_engine(model, 1, DecodeConfig(engine="transformers"))
+    with pytest.raises(ConfigError, match="export it first"):
+        make_engine(model, 1, DecodeConfig(engine="ctranslate2"))
+
+
 @pytest.mark.parametrize("family", ["opt", "gpt2", "gpt_neox", "llama"])
 @pytest.mark.parametrize("method", SOFT_PROMPTS)
 def test_soft_prompts_are_what_peft_makes_of_the_saved_folder(method, family, tmp_path):
@@ -230,6 +257,39 @@ def test_targets_give_the_parameters_that_their_shapes_say(family):
         model = build_model(family, VOCABULARY)
         adapters.attach(model, AdapterConfig(method="lora", rank=4, targets=targets))
         assert sum(p.numel() for p in adapters.trainable(model).values()) == expected
+
+
+# width 32, 2 layers, rank and block size 4, 3 virtual tokens; from the shapes, in the order of FAMILIES
+TRAINED = {
+    "ia3": [2 * (32 + 32 + 64), 2 * (32 + 32 + 128), 2 * (96 + 128), 2 * (96 + 64), 2 * (96 + 128), 2 * (16 + 16 + 64)],
+    "oft": [2 * 6 * (5 * 8 + 16), 2 * 6 * (5 * 8 + 32), None, 2 * 6 * (3 * 8 + 16), 2 * 6 * (3 * 8 + 32), 2 * 6 * (6 * 8 + 16)],
+    "bottleneck": [2 * (32 * 4 + 4 + 4 * 32 + 32)] * 6,
+    "prompt_tuning": [3 * 16] + [3 * 32] * 5,  # this OPT embeds in 16
+    "p_tuning": [3 * 16 + 3 * (16 * 16 + 16)] + [3 * 32 + 3 * (32 * 32 + 32)] * 5,
+    "prefix_tuning": [3 * 2 * 2 * 32] * 5 + [3 * 2 * 2 * 16],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [*TRAINED, "dora", "bitfit", "layers"])
+def test_the_number_of_trained_parameters(method, family):
+    if (method, family) in REFUSED:
+        return
+    model = build_model(family, VOCABULARY)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    magnitudes = sum(
+        m.weight.shape[1 if family == "gpt2" else 0]
+        for n, m in model.named_modules()
+        if hasattr(m, "weight") and ".1." in n and m.weight.ndim == 2
+    )
+    expected = {
+        "bitfit": sum(n for name, n in sizes.items() if name.endswith("bias")),
+        "layers": sum(n for name, n in sizes.items() if ".1." in name),
+        "dora": sum(COUNTS[family]) + 2 * magnitudes,  # a magnitude per output of each target
+    }
+    adapters.attach(model, settings(method))
+    count = sum(p.numel() for p in adapters.trainable(model).values())
+    assert count == (expected[method] if method in expected else TRAINED[method][FAMILIES.index(family)])
 
 
 def test_what_matches_nothing_is_refused_with_near_names():
@@ -313,6 +373,21 @@ def test_from_fit_to_export_through_the_command_line(neox, method):
 
 
 @pytest.mark.slow
+def test_lora_with_trimming_packing_and_buckets(neox):
+    for batching in ("pack", "bucket"):
+        out = f"trimmed-{batching}"
+        more = ["--set", "model.trim_vocabulary=true", "--set", f"train.batching={batching}"]
+        done = seqtune(*command(neox, "lora", out, *more))
+        assert "tokens are kept" in done.stderr
+        run = neox / out
+        stored = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()][:5]
+        answers = seqtune(
+            "predict", str(run), *[s["input"] for s in stored], "--num-beams", "2", "--set", "decode.max_new_tokens=8"
+        )
+        assert answers.stdout.splitlines() == [s["prediction"] for s in stored]
+
+
+@pytest.mark.slow
 def test_several_adapters_over_one_base(neox):
     for method in ("ia3", "prompt_tuning", "bitfit"):
         seqtune(*command(neox, method, "side-" + method))
@@ -321,6 +396,8 @@ def test_several_adapters_over_one_base(neox):
     lines = seqtune("predict", str(neox / "base"), "123", "145", *flags).stdout.splitlines()
     alone = {name: seqtune("predict", name, "123", "145").stdout.splitlines() for name in set(names)}
     assert lines == [f"{name}\t{text}" for name in names for text in alone[name]]
+    record = json.loads(seqtune("predict", str(neox / "base"), "123", *flags[:2], "--json").stdout)
+    assert (record["adapter"], record["prediction"]) == (names[0], alone[names[0]][0])
     wrong = seqtune("predict", "builtin:base", "123", "--adapter", names[0], expect=1)
     assert "was trained on" in wrong.stderr
 

@@ -126,6 +126,7 @@ def attach(model: PreTrainedModel, config: AdapterConfig, init_ids: list[int] | 
         if config.method == "qlora":
             _quantise(model, names)
         _inject(model, _peft_config(model, config, names))
+    model.adapter_method = config.method  # type: ignore[assignment]
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"adapter.method {config.method!r} leaves nothing to train in this {model.config.model_type} model")
 
@@ -374,6 +375,7 @@ def load(model: PreTrainedModel, folder: Path) -> AdapterConfig:
     if config.method in SOFT_PROMPTS:
         peft_config = PeftConfig.from_pretrained(str(folder))
         soft_prompts.install(model, soft_prompts.SoftPrompt(peft_config, None, tensors["prompt_embeddings"]))
+        model.adapter_method = config.method  # type: ignore[assignment]
         return config
     if config.method in SELECTED:
         model.untrained = {n: p.detach().clone() for n, p in _selected(model, config).items()}  # type: ignore[assignment]
@@ -431,7 +433,7 @@ def detach(model: PreTrainedModel) -> None:
     with torch.no_grad():
         for name, value in originals.items():
             model.get_parameter(name).copy_(value)
-    for name in ("untrained", "adapter_config", "peft_config"):
+    for name in ("untrained", "adapter_method", "adapter_config", "peft_config"):
         if hasattr(model, name):
             delattr(model, name)
 
@@ -452,7 +454,7 @@ def merge(model: PreTrainedModel, config: AdapterConfig) -> None:
             raise ConfigError("adapter.method 'qlora' cannot be merged into 4-bit weights; train with lora to export")
         layer.merge(safe_merge=True)
         setattr(parent, child, layer.get_base_layer())
-    for name in ("untrained", "adapter_config", "peft_config"):
+    for name in ("untrained", "adapter_method", "adapter_config", "peft_config"):
         if hasattr(model, name):
             delattr(model, name)
 

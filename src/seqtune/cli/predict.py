@@ -88,7 +88,7 @@ def predict(
         asked = texts or [line.rstrip("\r\n") for line in sys.stdin]
         for name, predictor in Predictor.over(run, adapter, config.decode):
             for number, prediction in enumerate(_from_lines(predictor, asked), start=1):
-                _print(prediction, number, as_json, several, f"{name}\t")
+                _print(prediction, number, as_json, several, name)
         return
     predictor = Predictor.load(run, config.decode)
     if file:
@@ -150,10 +150,12 @@ def _draw(predictor: Predictor, predictions: list[Prediction], path: Path) -> No
     plugins.load(pack.draw)(predictions, path)
 
 
-def _print(prediction: Prediction, number: int, as_json: bool, several: bool, before: str = "") -> None:
+def _print(prediction: Prediction, number: int, as_json: bool, several: bool, adapter: str = "") -> None:
     if as_json:
-        print(before + json.dumps(prediction.to_dict(), ensure_ascii=False), flush=True)
+        record = prediction.to_dict() | ({"adapter": adapter} if adapter else {})
+        print(json.dumps(record, ensure_ascii=False), flush=True)
         return
+    before = f"{adapter}\t" if adapter else ""
     if prediction.status not in ("ok", "verified"):
         print(f"input {number}: {prediction.status}", file=sys.stderr)
     if not several or not prediction.hypotheses:

@@ -42,6 +42,14 @@ def check_engine(model: PreTrainedModel, config: DecodeConfig) -> None:
         ConfigError: it cannot.
         MissingDependencyError: it is not installed.
     """
+    method = getattr(model, "adapter_method", None)
+    if method and config.engine in ("ctranslate2", "vllm"):
+        raise ConfigError(
+            f"decode.engine = {config.engine!r} reads whole models, and this is an adapter ({method}) on its base: "
+            "export it first (seqtune export RUN --to hf), or use 'native'"
+        )
+    if method == "prefix_tuning" and config.engine == "transformers":
+        raise ConfigError("decode.engine = 'transformers' makes caches of its own, which know no tuned prefix; use 'native'")
     if config.engine == "ctranslate2":
         ct2.check(model)
     elif config.engine == "vllm":
