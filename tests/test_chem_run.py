@@ -109,6 +109,15 @@ def test_check_shows_how_near_the_held_out_rows_are(run):
     assert near["edges"][-1] == 1.0
 
 
+def test_a_model_without_a_task_can_be_given_one(llama_folder, tmp_path):
+    (tmp_path / "t.csv").write_text("input,output\nethanol,CCO\n")
+    done = seqtune(
+        "evaluate", str(llama_folder), str(tmp_path / "t.csv"), "--task", "chem:iupac-to-smiles", "--json", "--no-baselines",
+        "--set", "decode.max_new_tokens=5",
+    )  # fmt: skip
+    assert "validity" in json.loads(done.stdout)
+
+
 def test_a_plain_task_cannot_verify(run, llama_folder):
     done = seqtune("predict", str(llama_folder), "x", "--verify", "--num-beams", "2", expect=1)
     assert "this task has no verifier" in done.stderr

@@ -59,8 +59,13 @@ class Predictor:
         self.engine = make_engine(model.eval(), self.encoder.end, searched, folder)
 
     @classmethod
-    def load(cls, run: str, decode: DecodeConfig) -> Predictor:
+    def load(cls, run: str, decode: DecodeConfig, plugin: str | None = None) -> Predictor:
         """Load a run folder, or any model folder or hub id (then with the plain template).
+
+        Args:
+            run: folder or hub id.
+            decode: search settings.
+            plugin: a pack's task whose verifier, metrics and inspection to use instead of the run's own.
 
         Raises:
             RunError: the folder is a run that has no model yet.
@@ -71,6 +76,8 @@ class Predictor:
             raise RunError(f"{run!r} has no model yet; finish the training with `seqtune fit ... --resume`")
         task_file = folder / "task.yaml"
         task = Task.load(task_file) if task_file.exists() else Task("input", "output", "plain", "{output}", "\n")
+        if plugin:
+            task = dataclasses.replace(task, plugin=plugin)
         source = ModelConfig(name=run)
         device = best_device()
         dtype = DTYPES.get(decode.weights, torch.float32)

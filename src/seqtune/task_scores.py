@@ -13,6 +13,7 @@ from seqtune.records import Prediction
 from seqtune.significance import scored_mean
 from seqtune.splits import unit_hash
 
+MAX_TRAINING = 100_000  # rows that inputs are looked up in; of more, every n-th
 NUM_BASELINE_ITEMS = 1000  # rule-based tools take up to a second an item
 EXACT = "prediction == reference|case:mixed|space:as is"
 
@@ -40,6 +41,8 @@ def judged(predictions: Sequence[Prediction], task: TaskMetrics, training: Seque
         values = {task.primary: judgement.values[task.primary], "exact_match": exact}
         result["strata"] = {name: _labelled(labels, values) for name, labels in judgement.strata.items()}
     if training is not None:
+        training = training if len(training) <= MAX_TRAINING else training[:: -(-len(training) // MAX_TRAINING)]
+        result["baseline_training_rows"] = len(training)
         drawn = sorted(range(len(inputs)), key=lambda i: unit_hash(inputs[i], 0, "baselines"))[:NUM_BASELINE_ITEMS]
         result["baselines"] = _baselines([inputs[i] for i in drawn], [references[i] for i in drawn], task, training)
     return result

@@ -16,6 +16,7 @@ from seqtune.cli.app import (
     OutputOption,
     ReturnOption,
     SetOption,
+    TaskOption,
     VerifyOption,
     app,
     overrides,
@@ -33,6 +34,7 @@ def evaluate(
     output: OutputOption = None,
     num_beams: BeamsOption = None,
     num_return: ReturnOption = None,
+    task: TaskOption = None,
     verify: VerifyOption = None,
     abstain: AbstainOption = None,
     no_baselines: BaselinesOption = False,
@@ -64,7 +66,7 @@ def evaluate(
     from seqtune.preparation import training_rows, within_limits
     from seqtune.sources import check_rejected_share, read_examples
 
-    predictor = Predictor.load(run, config.decode)
+    predictor = Predictor.load(run, config.decode, task)
     columns = {"input": input or predictor.task.input, "output": output or predictor.task.output}
     settings_for_data = config.data.model_copy(update=columns)
     examples, bad = read_examples(data, settings_for_data)

@@ -18,6 +18,7 @@ from seqtune.cli.app import (
     JsonOption,
     ReturnOption,
     SetOption,
+    TaskOption,
     VerifyOption,
     app,
     overrides,
@@ -48,6 +49,7 @@ def predict(
     num_return: ReturnOption = None,
     length_penalty: Annotated[float | None, typer.Option("--length-penalty", help="Above 0 favours length.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Limit per answer.")] = None,
+    task: TaskOption = None,
     verify: VerifyOption = None,
     abstain: AbstainOption = None,
     engine: EngineOption = None,
@@ -90,7 +92,7 @@ def predict(
             for number, prediction in enumerate(_from_lines(predictor, asked), start=1):
                 _print(prediction, number, as_json, several, name)
         return
-    predictor = Predictor.load(run, config.decode)
+    predictor = Predictor.load(run, config.decode, task)
     if file:
         columns = {"input": input or predictor.task.input, "output": predictor.task.output}
         answers = _from_table(predictor, file, config.data.model_copy(update=columns))
