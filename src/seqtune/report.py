@@ -292,7 +292,7 @@ def _axis_plot(summary: polars.DataFrame, axis: str, score: str, axes: Sequence[
         low, high = means - group[f"{score}_low"].to_numpy(), group[f"{score}_high"].to_numpy() - means
         places = values if numeric else [str(v) for v in values]
         label = ", ".join(f"{n.rpartition('.')[2]} {v}" for n, v in zip(others, key, strict=True) if v is not None)
-        style = {"marker": "o", "capsize": 2, "linewidth": 1.2 if numeric else 0, "markersize": 4}
+        style = {"marker": "o", "capsize": 2, "linewidth": 1.2 if numeric else 0, "elinewidth": 1, "markersize": 4}
         plot.errorbar(places, means, yerr=[np.maximum(low, 0), np.maximum(high, 0)], label=label or None, **style)
     if numeric and summary[axis].min() > 0 and summary[axis].max() / summary[axis].min() >= 20:  # type: ignore[operator]
         plot.set_xscale("log")
