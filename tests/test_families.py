@@ -113,3 +113,30 @@ def test_start_and_end_tokens(loaded, family_folder):
     assert isinstance(row, Encoded)
     assert row.input_ids[-1] == tokenizer.eos_token_id
     assert encoder.decode(row.input_ids[row.loss_start :].tolist()) == "ethane"
+
+
+def test_the_summed_loss_and_its_gradients_are_those_of_plain_cross_entropy(family_folder, monkeypatch):
+    """In chunks of few positions, with the gradient made beside the loss, against autograd over the model's own logits."""
+    import torch
+    from torch.nn import functional
+
+    from seqtune import loss as losses
+    from seqtune.config import ModelConfig
+    from seqtune.models import load_model
+
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 2000)
+    model = load_model(ModelConfig(name=str(family_folder)), 0).eval()
+    rows = [Encoded(np.arange(5, 5 + n, dtype=np.int32), 3) for n in (9, 14, 6)]
+    batch = collate(rows, pad_id=0)
+    value = 0.5 * losses.TargetLoss(model)(batch)
+    value.backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    logits = model(input_ids=batch.input_ids_BT).logits.flatten(0, 1)[batch.positions_N]
+    expected = 0.5 * functional.cross_entropy(logits, batch.targets_N, reduction="sum")
+    expected.backward()
+    assert torch.allclose(value, expected, rtol=1e-5)
+    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert set(ours) == set(theirs)
+    for name, gradient in theirs.items():
+        assert torch.allclose(ours[name], gradient, rtol=1e-3, atol=1e-5), name

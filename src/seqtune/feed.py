@@ -12,7 +12,8 @@ import numpy as np
 from seqtune.batching import StepPlan, collate, cut
 from seqtune.records import Batch, Encoded
 
-PART_TOKENS = 2048  # padded tokens that a CPU computes at once
+# padded tokens that a CPU computes at once; fewer where most weights are frozen and have no gradients to add up part by part
+PART_TOKENS, FROZEN_PART_TOKENS = 2048, 512
 AHEAD = 2  # steps that are collated ahead
 PACK_LENGTH = 512  # tokens of a packed row: longer ones waste attention, shorter ones waste room
 
@@ -42,13 +43,13 @@ class Feed:
         plan: which rows each step reads.
         rank: this process.
         width: number of processes.
-        on_gpu: put batches into pinned memory, from which a GPU copies without waiting; a CPU gets smaller ones, which
-            multiply as fast and hold fewer activations.
+        part_tokens: padded tokens computed at once, `None` for whole batches.
+        on_gpu: put batches into pinned memory, from which a GPU copies without waiting.
     """
 
-    def __init__(self, rows: Sequence[Encoded], plan: StepPlan, rank: int, width: int, on_gpu: bool):
+    def __init__(self, rows: Sequence[Encoded], plan: StepPlan, rank: int, width: int, part_tokens: int | None, on_gpu: bool):
         self.rows, self.plan, self.rank, self.width, self.on_gpu = rows, plan, rank, width, on_gpu
-        self.part_tokens = None if on_gpu else PART_TOKENS
+        self.part_tokens = part_tokens
         self.pack_length = PACK_LENGTH if plan.config.batching == "pack" else None
 
     def steps_from(self, done: int) -> Iterator[Step]:

@@ -26,7 +26,7 @@ from seqtune.batching import StepPlan
 from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, RunError
-from seqtune.feed import Feed, Step
+from seqtune.feed import FROZEN_PART_TOKENS, PART_TOKENS, Feed, Step
 from seqtune.loss import TargetLoss, can_pack, compile_backbone
 from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
 from seqtune.processes import autocast, make_accelerator, no_sync
@@ -94,7 +94,10 @@ class Trainer:
         self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config)]
         self.state = TrainState()
         device = self.accelerator.device
-        self.feed = Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, device.type == "cuda")
+        on_gpu = device.type == "cuda"
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        part = None if on_gpu else PART_TOKENS if 2 * trained > self.num_parameters else FROZEN_PART_TOKENS
+        self.feed = Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, part, on_gpu)
         self._losses: list[torch.Tensor] = []
         self._validated = -1
         self.validate_every = config.validate_every or max(1, math.ceil(self.plan.total_steps / NUM_VALIDATIONS))
