@@ -173,7 +173,7 @@ def test_a_table_into_a_closed_pipe_is_no_error(fitted):
 def test_evaluate_equals_score_on_its_file(fitted, tmp_path):
     table = write_csv(tmp_path / "test.csv", pairs(30))
     metrics = json.loads(run("evaluate", str(fitted), str(table), "--out", str(tmp_path / "e"), "--json").stdout)
-    assert {p.name for p in (tmp_path / "e").iterdir()} == {"metrics.json", "predictions.jsonl", "rejected.jsonl"}
+    assert {p.name for p in (tmp_path / "e").iterdir()} == {"metrics.json", "predictions.jsonl", "rejected.jsonl", "task.yaml"}
     scored = json.loads(run("score", str(tmp_path / "e" / "predictions.jsonl"), "--json").stdout)
     assert scored == metrics == json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert evaluate(read_predictions(tmp_path / "e" / "predictions.jsonl")) == scored
@@ -307,7 +307,7 @@ def test_pickled_weights_are_never_loaded(llama_folder, tmp_path):
 
 def test_doctor_reports_versions_and_device():
     facts = json.loads(run("doctor", "--json").stdout)
-    assert set(facts) == {"system", "device", "packages", "extras", "models"}
+    assert set(facts) == {"system", "device", "packages", "extras", "models", "programs"}
     assert facts["packages"]["torch"]
     assert "MB" in facts["models"]["builtin:base"]
 
