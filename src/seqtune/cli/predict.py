@@ -87,10 +87,7 @@ def predict(
     if adapter:
         if file or out or grid:
             raise ConfigError("--adapter answers texts or stdin, printed beside each other; not --file, --out or --grid")
-        asked = texts or [line.rstrip("\r\n") for line in sys.stdin]
-        for name, predictor in Predictor.over(run, adapter, config.decode):
-            for number, prediction in enumerate(_from_lines(predictor, asked), start=1):
-                _print(prediction, number, as_json, several, name)
+        _print_beside(Predictor.over(run, adapter, config.decode), texts, as_json, several)
         return
     predictor = Predictor.load(run, config.decode, task)
     if file:
@@ -139,6 +136,14 @@ def _from_lines(predictor: Predictor, texts: list[str] | None) -> Iterator[Predi
     numbered = (Example(str(i), text, None) for i, text in enumerate(lines, start=1))
     while chunk := [e for _, e in zip(range(chunk_size), numbered, strict=False)]:
         yield from predictor.predict(chunk)
+
+
+def _print_beside(predictors: Iterator[tuple[str, Predictor]], texts: list[str] | None, as_json: bool, several: bool) -> None:
+    """The answers of one adapter after the other to the same inputs."""
+    asked = texts or [line.rstrip("\r\n") for line in sys.stdin]
+    for name, predictor in predictors:
+        for number, prediction in enumerate(_from_lines(predictor, asked), start=1):
+            _print(prediction, number, as_json, several, name)
 
 
 def _draw(predictor: Predictor, predictions: list[Prediction], path: Path) -> None:
