@@ -7,7 +7,6 @@ one. Training draws all randomness from (seed, step), so no generator state need
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -83,12 +82,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def best_path(folder: Path, step: int) -> Path:
     """Where the weights of the best validation lie."""
     return folder / f"best-{step:08d}.safetensors"
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    found = sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
-    return found[-1] if found else None
 
 
 def load(checkpoint: Path, model: nn.Module, optimizers: Sequence[Any]) -> TrainState:

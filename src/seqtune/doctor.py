@@ -17,7 +17,8 @@ from seqtune.machine import best_device
 from seqtune.models import builtin_path
 
 EXTRAS = {
-    "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "bitsandbytes": "quant",
+    "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "optuna": "search",
+    "bitsandbytes": "quant",
     "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track",
 }  # fmt: skip
 

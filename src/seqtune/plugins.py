@@ -22,7 +22,11 @@ from typing import Any, Literal, Protocol
 from seqtune.errors import ConfigError, MissingDependencyError, did_you_mean
 from seqtune.records import Example
 
-EXTRAS = {"ray": "ray", "bitsandbytes": "quant"}  # packages with an extra of their own; the others come with their pack
+EXTRAS = {
+    "ray": "ray",
+    "bitsandbytes": "quant",
+    "optuna": "search",
+}  # packages with an extra of their own; the others come with their pack
 Kind = Literal["sources", "tasks", "metrics", "verifiers"]
 
 

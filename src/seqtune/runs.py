@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -138,6 +139,12 @@ def read_kept_tokens(folder: Path) -> list[int] | None:
 def is_complete(folder: Path) -> bool:
     """True once the manifest is written."""
     return (folder / MANIFEST).exists()
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a `checkpoints` folder."""
+    found = sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+    return found[-1] if found else None
 
 
 def finish(folder: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from seqtune import checkpoints, defaults, progress
+from seqtune import checkpoints, defaults, progress, runs
 from seqtune.batching import StepPlan
 from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
@@ -131,7 +131,7 @@ class Trainer:
 
     def restore(self) -> bool:
         """Continue from the latest checkpoint, if there is one; drop log lines written after it."""
-        checkpoint = checkpoints.latest(self.folder / "checkpoints")
+        checkpoint = runs.latest_checkpoint(self.folder / "checkpoints")
         if checkpoint is not None:
             self.state = checkpoints.load(checkpoint, self.model, self.optimizers)
         if self.is_main:

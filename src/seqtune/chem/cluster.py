@@ -16,6 +16,7 @@ import ray.data
 from seqtune.chem.curation import Curation
 from seqtune.chem.isolation import Workers
 from seqtune.chem.pipeline import Frames, curated_frame
+from seqtune.ray_cluster import connect
 
 ROWS = 20_000  # rows a file, and so a task
 
@@ -40,7 +41,7 @@ def curated_on_cluster(frames: Frames, curation: Curation, address: str, folder:
         address: of the cluster, or `local` for one on this machine.
         folder: where the raw rows are put meanwhile; a shared one if the cluster has several machines.
     """
-    ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
+    connect(address)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

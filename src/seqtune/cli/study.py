@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,46 +12,85 @@ from seqtune.cli.app import JsonOption, app, print_json, stdout_console
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Base settings, axes, seeds and budget.")],
+    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Base settings, axes or a search, seeds and budget.")],
     plan: Annotated[bool, typer.Option("--plan", help="Print the points and the time they will take, run nothing.")] = False,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Points run at once.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Run points on this Ray cluster: an address, or local.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Run nothing; how many examples would it take? METRIC=SCORE.")
+    ] = None,
     export: Annotated[
         Path | None, typer.Option("--export", help="Run nothing; zip what others need to score it all again: FILE.zip.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run every point of a study that has not been run yet, and tabulate all of them; the same command goes on after a stop.
+    """Run what a study still lacks, tabulate all of it and write its report; the same command goes on after a stop.
 
     [bold]Example[/bold]: seqtune study studies/paper/adapters-small.yaml --plan
     """
-    from seqtune import progress, studies
+    from seqtune import studies
 
     loaded = studies.load_study(file)
     if jobs:
         loaded = loaded.model_copy(update={"jobs": jobs})
     if plan:
-        points = studies.plan(loaded)
-        seconds = studies.estimate(points)
-        rows = [p.values | {"done": studies.is_done(p), "run": str(p.run)} for p in points]
-        if as_json:
-            print_json({"points": rows, "estimated_seconds": seconds})
-            return
-        for row in rows:
-            print("  ".join(f"{k}={v}" for k, v in row.items()))
-        left = "unknown until a point is done" if seconds is None else progress.remaining(seconds / loaded.jobs)
-        print(f"{len(rows)} points, {sum(r['done'] for r in rows)} done; time left: {left}")
-        return
-    if export:
-        print(f"{export}: {studies.carbon_copy(loaded, export)} points")
-        return
-    outcome = studies.run(loaded)
+        _plan(loaded, as_json)
+    elif target:
+        _examples_for(Path(loaded.out), target, as_json)
+    elif export:
+        count = studies.carbon_copy(loaded, export)
+        print_json({"out": str(export), "points": count}) if as_json else print(f"{export}: {count} points")
+    else:
+        _run(loaded, ray, as_json)
+
+
+def _run(loaded: Any, ray: str | None, as_json: bool) -> None:
+    from seqtune import studies
+    from seqtune.report import write_report
+
+    outcome = studies.run(loaded, ray=ray)
+    page = write_report(outcome.folder)
     if as_json:
         print_json({"out": str(outcome.folder), "points": outcome.results.height, "failures": outcome.failures})
         return
     _show(outcome.folder)
     for failure in outcome.failures:
         print(f"failed: {failure['point']}: {failure['error']}")
-    print(f"{outcome.results.height} points: {outcome.folder}/results.csv, summary.csv")
+    print(f"{outcome.results.height} points: {outcome.folder}/results.csv, summary.csv, comparisons.csv; {page}")
+
+
+def _plan(loaded: Any, as_json: bool) -> None:
+    from seqtune import progress, studies
+
+    points = studies.plan(loaded)
+    seconds = studies.seconds_left(points, loaded.jobs)
+    notes = studies.shared_prefixes(points)
+    rows = [p.values | {"done": studies.is_done(p), "run": str(p.run)} for p in points]
+    if as_json:
+        print_json(
+            {"points": rows, "estimated_seconds": seconds, "notes": notes, "trials": loaded.search and loaded.search.trials}
+        )
+        return
+    for row in rows:
+        print("  ".join(f"{k}={v}" for k, v in row.items()))
+    for note in notes:
+        print(note)
+    if loaded.search:
+        print(f"a search of {loaded.search.trials} points, chosen as the results come in")
+        return
+    left = "unknown until a point is done" if seconds is None else progress.remaining(seconds)
+    print(f"{len(rows)} points, {sum(r['done'] for r in rows)} done; time left with {loaded.jobs} at once: {left}")
+
+
+def _examples_for(folder: Path, target: str, as_json: bool) -> None:
+    from seqtune.report import examples_for
+
+    rows = examples_for(folder, target)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        print(row["text"])
 
 
 def _show(folder: Path) -> None:

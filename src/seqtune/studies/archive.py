@@ -1,0 +1,64 @@
+"""The carbon copy of a study: a zip from which another person can score everything again without a model."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from seqtune.errors import RunError
+from seqtune.studies.conduct import points_of
+from seqtune.studies.execution import FACTS
+from seqtune.studies.points import Study, is_done
+
+COPIED = (
+    "config.yaml",
+    "environment.json",
+    "data.json",
+    "task.yaml",
+    "metrics.json",
+    "predictions.jsonl",
+    "log.jsonl",
+    FACTS,
+)
+COPY_README = """# Carbon copy of the study {name}
+
+Everything that its scores rest on, without models and without training data. To score any point again, no model needed:
+
+    seqtune score runs/<run>/predictions.jsonl
+
+`results.csv` names each point's run; its `config.yaml` trains it again where the data are at hand (fingerprints: `data.json`).
+`comparisons.csv` holds the paired tests between points.
+"""
+
+
+def carbon_copy(study: Study, path: Path) -> int:
+    """Zip what another person needs to check a study: settings, environments, fingerprints, predictions, scores.
+
+    Args:
+        study: one that was run, at least in part.
+        path: .zip to write.
+
+    Returns:
+        How many points are in it.
+
+    Raises:
+        RunError: nothing was run yet.
+    """
+    out = Path(study.out)
+    done = [p for p in points_of(study) if is_done(p)]
+    if not done or not (out / "results.csv").exists():
+        raise RunError(f"no point of {study.name!r} has been run; run it first: seqtune study FILE")
+    hidden = path.with_name("." + path.name)
+    try:
+        with zipfile.ZipFile(hidden, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("README.md", COPY_README.format(name=study.name))
+            for file in sorted(p for p in out.iterdir() if p.suffix in (".csv", ".yaml", ".json", ".html")):
+                archive.write(file, file.name)
+            for folder in dict.fromkeys(f for p in done for f in (p.run, p.evaluation)):
+                for name in COPIED:
+                    if (folder / name).exists():
+                        archive.write(folder / name, f"runs/{folder.relative_to(done[0].run.parent)}/{name}")
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
+    return len(done)

@@ -1,0 +1,154 @@
+"""A study from its file to its tables: what is missing is run, here or on a cluster, and all that is there is tabulated."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars
+import yaml
+
+from seqtune import plugins, progress, runs
+from seqtune.cpus import available_cpus
+from seqtune.errors import ConfigError, RunError
+from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Local, Task
+from seqtune.studies.points import Point, Study, chains, is_done, make_point, plan, shared_prefixes
+from seqtune.studies.tables import compare, summarise, tabulate
+from seqtune.studies.times import seconds_left
+
+SEARCH = "search.json"
+Tick = Callable[[float, str], None]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A study that was run.
+
+    Attributes:
+        folder: holds `results.csv`, `results.parquet`, `summary.csv`, `comparisons.csv`.
+        results: a row per point.
+        failures: what could not be run, and why.
+    """
+
+    folder: Path
+    results: polars.DataFrame
+    failures: list[Failure] = field(default_factory=list)
+
+
+def points_of(study: Study) -> list[Point]:
+    """A grid's points, or those that a search has finished so far, each once."""
+    if study.search is None:
+        return plan(study)
+    trials = [trial for trial in read_search(study).get("trials", []) if trial["state"] == "complete"]
+    points = [make_point(study, trial["values"], _budget(study), study.seeds[0]) for trial in trials]
+    return list({point.run: point for point in points}.values())
+
+
+def read_search(study: Study) -> dict[str, Any]:
+    """What a search has written down so far: `trials`, `best`, `importances`."""
+    path = Path(study.out) / SEARCH
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _budget(study: Study) -> Any:
+    return study.budget
+
+
+def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome:
+    """Run what is missing, then tabulate; a point that fails is listed, and the others go on.
+
+    Args:
+        study: from `load_study`.
+        ray: address of a Ray cluster, or `local`; `None` for processes on this machine.
+        quiet: show no progress.
+
+    Raises:
+        RunError: no point could be run, or there is no such cluster.
+    """
+    folder = Path(study.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "study.yaml"
+    settings.write_text(yaml.safe_dump(study.model_dump(), sort_keys=False), encoding="utf-8")
+    points = plan(study)
+    if not quiet:
+        for line in shared_prefixes(points):
+            progress.console().print(line)
+    executor: Executor = Local(study.jobs)
+    if ray is not None:
+        cpus = study.cpus or max(1, available_cpus() // study.jobs)
+        executor = plugins.load("seqtune.studies.cluster:Cluster")(ray, cpus, study.gpus, settings)
+    total = study.search.trials if study.search else len(points)
+    try:
+        with progress.show("study", total, enabled=not quiet) as tick:
+            if study.search is not None:
+                failures = plugins.load("seqtune.studies.search:search")(study, executor, tick)
+            else:
+                failures = _run_grid(points, executor, tick, folder)
+    finally:
+        executor.close()
+    runs.write_json(folder / "failures.json", failures)
+    done = [p for p in points_of(study) if is_done(p)]
+    if not done:
+        raise RunError(
+            f"no point of {study.name!r} could be run; first: {failures[0]['error'] if failures else 'none was tried'}"
+        )
+    results = _write_tables(folder, done)
+    compare(results).write_csv(folder / "comparisons.csv")
+    return Outcome(folder, results, failures)
+
+
+def _write_tables(folder: Path, done: Sequence[Point]) -> polars.DataFrame:
+    results = tabulate(done)
+    results.write_csv(folder / "results.csv")
+    results.write_parquet(folder / "results.parquet")
+    summarise(results).write_csv(folder / "summary.csv")
+    return results
+
+
+def _run_grid(points: list[Point], executor: Executor, tick: Tick, folder: Path) -> list[Failure]:
+    there = sum(is_done(p) for p in points)
+    tick(there, "were there already" if there else "")
+    waiting = [chain for chain in chains(points) if not all(is_done(p) for p in chain)]
+    tasks = {executor.submit(chain): chain for chain in waiting}
+    failures: list[Failure] = []
+    left, since = seconds_left(points, executor.width), time.monotonic()
+    try:
+        while tasks:
+            time.sleep(POLL_SECONDS)
+            ended = [task for task in tasks if task.done()]
+            for task in ended:
+                tasks.pop(task)
+                failures += task.result()
+            done = [p for p in points if is_done(p)] if ended else []
+            if done:
+                _write_tables(folder, done)
+                left, since = seconds_left(points, executor.width), time.monotonic()
+            if ended or left is not None:
+                remark = "" if left is None else f"{progress.remaining(left - (time.monotonic() - since))} left"
+                tick(len(done) if ended else there, remark)
+            there = len(done) if ended else there
+    except BaseException:
+        stop_all(tasks)
+        raise
+    return failures
+
+
+def stop_all(tasks: Sequence[Task] | dict[Task, Any]) -> None:
+    """Ask everything that runs to end, so that each training writes its checkpoint."""
+    for task in tasks:
+        task.stop()
+
+
+def check_searchable(point: Point) -> None:
+    """Refuse a search without validation rows.
+
+    Raises:
+        ConfigError: there are none to go by.
+    """
+    data = point.config.data
+    if not (data.validation_path or data.split.validation or data.split.method == "column"):
+        raise ConfigError("a search goes by the validation rows, and data.split.validation is 0; give it a share, such as 0.05")

@@ -1,0 +1,259 @@
+"""A study file -> its points, each a configuration and the folder of its run.
+
+A run is named by what decides its weights: its settings without `decode` and `out`, and its data's contents. Points that differ
+in decoding alone share a run, and so do equal points of different studies that share a `store`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from seqtune import runs
+from seqtune.config import Config, PositiveFloat, PositiveInt, Section, load_config, read_yaml_mapping, validate
+from seqtune.errors import ConfigError, did_you_mean
+
+BUDGETS = {
+    "epochs": "train.epochs",
+    "steps": "train.max_steps",
+    "target_tokens": "train.target_tokens",
+    "minutes": "train.max_minutes",
+}
+LENGTHS = ("epochs", "target_tokens", "max_steps")  # settings that say how long a training is
+
+
+class Budget(Section):
+    """What all points get the same of."""
+
+    kind: Literal["epochs", "steps", "target_tokens", "minutes"]
+    value: PositiveFloat
+
+
+class Range(Section):
+    """Numbers that a search draws from; whole ones if both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = Field(default=False, description="draw evenly on a logarithmic scale")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range starts above 0, not at {self.low}")
+        return self
+
+
+class Search(Section):
+    """Instead of axes: let Optuna choose the points, by the validation rows alone."""
+
+    trials: PositiveInt = Field(description="points in all, pruned ones included")
+    space: dict[str, Range | list[bool | int | float | str | None]] = Field(
+        min_length=1, description="setting -> {low, high, log} or a list of choices"
+    )
+    metric: Literal["edit_similarity", "exact_match"] = Field(
+        default="edit_similarity", description="of the validation rows; the best validation of a training counts"
+    )
+    pruning: bool = Field(default=True, description="stop a point whose validations fall below the median of the others'")
+
+
+class Study(Section):
+    """The content of a study file."""
+
+    name: str
+    base: dict[str, Any] = Field(description="settings of every point, as in a configuration file")
+    axes: dict[str, list[Any]] = Field(default_factory=dict, description="setting -> values; all combinations are run")
+    points: list[dict[str, Any]] = Field(default_factory=list, description="instead of, or beside, axes: single points")
+    search: Search | None = Field(default=None, description="instead of both: points are chosen as the results come in")
+    seeds: list[int] = Field(default=[0], min_length=1, description="replicates; each seeds training and the random start")
+    budget: Budget | list[Budget] | None = Field(default=None, description="equal for all points; several make one more axis")
+    out: str = Field(description="folder for results and report")
+    store: str | None = Field(default=None, description="folder of the runs; default: `runs` beside `out`")
+    jobs: PositiveInt = Field(default=1, description="points run at once; they share the processors")
+    cpus: PositiveInt | None = Field(default=None, description="with --ray: processors of a point; default: as on this machine")
+    gpus: float = Field(default=0.0, ge=0, description="with --ray: GPUs of a point; 0.5 lets two share one")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if not self.axes and not self.points and self.search is None:
+            raise ValueError("a study needs axes, a list of points, or a search")
+        if self.search is not None:
+            if self.axes or self.points:
+                raise ValueError("a search chooses the points itself: leave out axes and points")
+            if len(self.seeds) > 1 or isinstance(self.budget, list):
+                raise ValueError("a search takes one seed and one budget")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One configuration of a study.
+
+    Attributes:
+        values: axis -> value, with `seed` and `budget`.
+        config: resolved.
+        run: the run folder.
+        prefix: equal for points whose trainings begin alike, so that a longer one can go on from a shorter one; `None` if this
+            one's cannot be shared.
+    """
+
+    values: dict[str, Any]
+    config: Config
+    run: Path
+    prefix: str | None = None
+
+    @property
+    def evaluation(self) -> Path:
+        """Where its scores lie: the run folder, or a folder in it for another way of decoding than the run's own."""
+        stored = self.run / "config.yaml"
+        decode = self.config.decode
+        own = not stored.exists() or load_config(stored).decode == decode
+        return self.run if own else self.run / "evaluations" / _digest([decode.model_dump()])
+
+    @property
+    def length(self) -> tuple[float, ...]:
+        """How long it trains, comparable within a prefix."""
+        return tuple(getattr(self.config.train, name) or 0.0 for name in LENGTHS)
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        ConfigError: it is missing, or a key or axis is wrong; names all of them.
+    """
+    study: Study = validate(Study, read_yaml_mapping(path, "study"))
+    known = _leaf_names()
+    named = (*study.axes, *(k for p in study.points for k in p), *(study.search.space if study.search else ()))
+    unknown = [key for key in named if key not in known]
+    if unknown:
+        lines = [f"{key}: no setting of that name{did_you_mean(key, known)}" for key in dict.fromkeys(unknown)]
+        raise ConfigError("the study names axes that do not exist:\n" + "\n".join(f"  {line}" for line in lines))
+    return study
+
+
+def _leaf_names() -> set[str]:
+    def walk(section: Any, prefix: str) -> Iterator[str]:
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            if isinstance(value, Section):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return set(walk(Config(), "")) | {"data.split"}
+
+
+def plan(study: Study) -> list[Point]:
+    """All points of a grid, in the order of the axes; of a search, none.
+
+    Raises:
+        ConfigError: a point's settings do not go together.
+    """
+    combinations = [dict(zip(study.axes, values, strict=True)) for values in itertools.product(*study.axes.values())]
+    chosen = (combinations if study.axes else []) + study.points
+    budgets = study.budget if isinstance(study.budget, list) else [study.budget]
+    return [make_point(study, values, budget, seed) for budget in budgets for values in chosen for seed in study.seeds]
+
+
+def make_point(study: Study, values: dict[str, Any], budget: Budget | None, seed: int) -> Point:
+    """One point, by its values along the axes.
+
+    Raises:
+        ConfigError: its settings do not go together.
+    """
+    overrides: dict[str, Any] = dict(values) | {"train.seed": seed}
+    shown = dict(values) | {"seed": seed}
+    if budget is not None:
+        value: Any = int(budget.value) if budget.kind in ("steps", "target_tokens") else budget.value
+        overrides[BUDGETS[budget.kind]] = value
+        if budget.kind in ("minutes", "steps"):  # they end it, not the number of epochs
+            overrides["train.epochs"] = 1000
+        shown["budget"] = f"{budget.value:g} {budget.kind}"
+    config = load_config(None, _flattened(study.base) | overrides)
+    store = Path(study.store) if study.store else Path(study.out).parent / "runs"
+    training = {k: v for k, v in config.model_dump().items() if k not in ("decode", "out")}
+    contents = list(map(_contents, (config.data.path, config.data.validation_path, config.data.test_path)))
+    run = store / _digest([training, *contents])
+    prefix = None
+    if why_no_prefix(config) is None:
+        beginning = training | {"train": {k: v for k, v in training["train"].items() if k not in LENGTHS}}
+        prefix = _digest([beginning, *contents])
+    return Point(shown, config.model_copy(update={"out": str(run)}), run, prefix)
+
+
+def why_no_prefix(config: Config) -> str | None:
+    """Why the beginning of this training depends on its length; `None` if a longer one begins exactly as a shorter one."""
+    train, split = config.train, config.data.split
+    if train.schedule != "constant":
+        return f"train.schedule {train.schedule!r} spreads the rates over the length; 'constant' does not"
+    if train.warmup:
+        return f"train.warmup {train.warmup:g} is a share of the length; 0 is not"
+    if config.data.validation_path or split.method == "column" or split.validation:
+        return "validations along the way choose the weights that are kept; data.split.validation 0 leaves them out"
+    if train.max_minutes:
+        return "train.max_minutes ends it at a time, not at a step"
+    if not (train.epochs or train.target_tokens):
+        return "train.epochs is left to the table's size"
+    return None
+
+
+def shared_prefixes(points: Sequence[Point]) -> list[str]:
+    """What is said about trainings that differ in length alone: which are one training, and which cannot be."""
+    by_beginning: dict[str, list[Point]] = {}
+    for point in points:
+        train = {k: v for k, v in point.config.train.model_dump().items() if k not in LENGTHS}
+        settings = point.config.model_dump() | {"train": train, "decode": None, "out": None}
+        by_beginning.setdefault(_digest(settings), []).append(point)
+    several = [group for group in by_beginning.values() if len({p.length for p in group}) > 1]
+    shared = [group for group in several if group[0].prefix]
+    lines = []
+    if shared:
+        count = sum(len({p.run for p in group}) for group in shared)
+        lines.append(f"{count} trainings that differ in length alone are {len(shared)}, scored along the way")
+    reasons = dict.fromkeys(why_no_prefix(group[0].config) for group in several if not group[0].prefix)
+    lines += [f"trainings that differ in length alone each begin anew: {reason}" for reason in reasons]
+    return lines
+
+
+def _flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and f"{prefix}{key}" != "data.split":
+            flat |= _flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
+
+
+def _contents(name: str | None) -> str | None:
+    path = Path(name) if name else None
+    if path is None or not path.is_file():
+        return name
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def is_done(point: Point) -> bool:
+    """True once the point has its scores."""
+    return runs.is_complete(point.run) and (point.evaluation / "metrics.json").exists()
+
+
+def chains(points: Sequence[Point]) -> list[list[Point]]:
+    """Points that one worker takes in this order: those of one run, and trainings that go on from each other."""
+    together: dict[str, list[Point]] = {}
+    for point in points:
+        together.setdefault(point.prefix or str(point.run), []).append(point)
+    return [sorted(chain, key=lambda p: (p.length, str(p.run))) for chain in together.values()]

@@ -1,0 +1,187 @@
+"""A search for settings by Optuna: tree-structured Parzen estimators and median pruning, on the validation rows alone.
+
+The journal beside the results holds every trial, so a search that was killed goes on, with the points that were running.
+Source: https://optuna.readthedocs.io.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from seqtune import runs
+from seqtune.errors import ConfigError, RunError, SeqtuneError
+from seqtune.studies.conduct import SEARCH, Tick, check_searchable, stop_all
+from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Stopped, Task
+from seqtune.studies.points import Point, Range, Search, Study, make_point
+
+JOURNAL = "search.journal"
+
+
+@dataclass(slots=True)
+class _Running:
+    trial: Trial
+    point: Point
+    task: Task
+    reported: int = 0
+    pruned: bool = False
+
+
+def search(study: Study, executor: Executor, tick: Tick) -> list[Failure]:
+    """Run trials until there are as many as the study asks for; returns those that failed.
+
+    Raises:
+        ConfigError: there are no validation rows, or the journal belongs to another search.
+    """
+    assert study.search is not None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal = _open(study, study.search)
+    failures: list[Failure] = []
+    active: list[_Running] = []
+    left_over = [Trial(journal, t._trial_id) for t in journal.get_trials(states=(TrialState.RUNNING,))]
+    try:
+        while True:
+            while len(active) < executor.width and (left_over or len(journal.trials) < study.search.trials):
+                trial = left_over.pop() if left_over else journal.ask()
+                started = _start(study, study.search, trial, executor)
+                if isinstance(started, _Running):
+                    active.append(started)
+                else:
+                    journal.tell(trial.number, state=TrialState.FAIL)
+                    failures.append(started)
+            if not active:
+                break
+            time.sleep(POLL_SECONDS)
+            for running in active:
+                _watch(running, study.search)
+            for running in [r for r in active if r.task.done()]:
+                active.remove(running)
+                failures += _finish(journal, running, study.search)
+                _write(journal, study)
+                tick(sum(t.state.is_finished() for t in journal.trials), _best_so_far(journal, study.search))
+    except BaseException:
+        stop_all([r.task for r in active])
+        raise
+    _write(journal, study)
+    return failures
+
+
+def _open(study: Study, settings: Search) -> optuna.Study:
+    path = Path(study.out) / JOURNAL
+    startup = max(3, settings.trials // 4)
+    journal = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(path))),
+        study_name=study.name,
+        load_if_exists=True,
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=startup) if settings.pruning else optuna.pruners.NopPruner(),
+    )
+    # a generator of its own after each restart, or it would propose the first points again
+    journal.sampler = optuna.samplers.TPESampler(seed=study.seeds[0] + len(journal.trials), n_startup_trials=startup)
+    belongs = {k: v for k, v in study.model_dump().items() if k in ("base", "budget", "seeds")}
+    belongs |= {"space": study.model_dump()["search"]["space"], "metric": settings.metric}
+    mark = hashlib.blake2b(json.dumps(belongs, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    if journal.user_attrs.setdefault("settings", mark) != mark:
+        raise ConfigError(f"the search in {study.out!r} was begun with other settings; choose another `out`, or delete {path}")
+    journal.set_user_attr("settings", mark)
+    return journal
+
+
+def _start(study: Study, settings: Search, trial: Trial, executor: Executor) -> _Running | Failure:
+    values = {name: _suggest(trial, name, space) for name, space in settings.space.items()}
+    assert not isinstance(study.budget, list)
+    try:
+        point = make_point(study, values, study.budget, study.seeds[0])
+        check_searchable(point)
+    except SeqtuneError as error:
+        if "validation rows" in str(error):
+            raise
+        return {"point": json.dumps(values), "error": str(error)}
+    return _Running(trial, point, executor.submit([point]), len(_intermediate(trial)))
+
+
+def _intermediate(trial: Trial) -> dict[int, float]:
+    return trial.storage.get_trial(trial._trial_id).intermediate_values
+
+
+def _suggest(trial: Trial, name: str, space: Range | Sequence[Any]) -> Any:
+    if not isinstance(space, Range):
+        return trial.suggest_categorical(name, space)
+    if isinstance(space.low, int) and isinstance(space.high, int):
+        return trial.suggest_int(name, space.low, space.high, log=space.log)
+    return trial.suggest_float(name, space.low, space.high, log=space.log)
+
+
+def _validations(run: Path, metric: str) -> list[float]:
+    """The metric at each validation so far; a line that is just being written does not count."""
+    log = run / "log.jsonl"
+    found = []
+    for line in log.read_text().splitlines(keepends=True) if log.exists() else []:
+        if line.endswith("\n") and '"validation"' in line:
+            found.append(json.loads(line)["validation"][metric])
+    return found
+
+
+def _watch(running: _Running, settings: Search) -> None:
+    """Hand new validations to the pruner, and stop what it gives up."""
+    if running.pruned:
+        return
+    for step, value in list(enumerate(_validations(running.point.run, settings.metric), start=1))[running.reported :]:
+        running.trial.report(value, step)
+        running.reported = step
+        if running.trial.should_prune() and not running.task.done():
+            running.pruned = True
+            running.task.stop()
+            return
+
+
+def _finish(journal: optuna.Study, running: _Running, settings: Search) -> list[Failure]:
+    values = _validations(running.point.run, settings.metric)
+    number = running.trial.number
+    try:
+        failures = running.task.result()
+    except Stopped:
+        if not running.pruned:
+            raise
+        journal.tell(number, state=TrialState.PRUNED)  # its last validation is its value
+        return []
+    if failures:
+        journal.tell(number, state=TrialState.FAIL)
+        return failures
+    if not values:
+        raise RunError(f"a search goes by validations, and {str(running.point.run)!r} wrote none; lower train.validate_every")
+    journal.tell(number, max(values))
+    return []
+
+
+def _best_so_far(journal: optuna.Study, settings: Search) -> str:
+    complete = journal.get_trials(states=(TrialState.COMPLETE,))
+    return f"best validation {settings.metric} {journal.best_value:.4f}" if complete else ""
+
+
+def _write(journal: optuna.Study, study: Study) -> None:
+    """What the search found, for the tables and the report."""
+    assert study.search is not None
+    complete = journal.get_trials(states=(TrialState.COMPLETE,))
+    enough = len(complete) > 3 and len({t.value for t in complete}) > 1
+    content = {
+        "metric": study.search.metric,
+        "trials": [_row(trial) for trial in journal.trials if trial.state.is_finished()],
+        "best": _row(journal.best_trial) if complete else None,
+        "importances": optuna.importance.get_param_importances(journal) if enough else {},
+    }
+    runs.write_json(Path(study.out) / SEARCH, content)
+
+
+def _row(trial: FrozenTrial) -> dict[str, Any]:
+    return {"number": trial.number, "state": trial.state.name.lower(), "validation": trial.value, "values": trial.params}
