@@ -12,8 +12,7 @@ import numpy as np
 from seqtune.batching import StepPlan, collate, cut
 from seqtune.records import Batch, Encoded
 
-# padded tokens that a CPU computes at once; fewer where most weights are frozen and have no gradients to add up part by part
-PART_TOKENS, FROZEN_PART_TOKENS = 2048, 512
+LARGE = 50_000_000  # parameters
 AHEAD = 2  # steps that are collated ahead
 PACK_LENGTH = 512  # tokens of a packed row: longer ones waste attention, shorter ones waste room
 
@@ -33,6 +32,17 @@ class Step:
     batches: list[tuple[Batch, float]]
     num_tokens: int
     num_loss_tokens: int
+
+
+def part_tokens(num_parameters: int, num_trained: int) -> int:
+    """Padded tokens that a CPU computes at once: activations are held for so many, and gradients add up part by part.
+
+    Fewer for large models, whose products are as quick on fewer rows; fewest where most weights are frozen and there are hardly
+    any gradients to add up. Measured in `bench/LOG.md`.
+    """
+    if 2 * num_trained <= num_parameters:
+        return 512
+    return 2048 if num_parameters < LARGE else 1024
 
 
 class Feed:

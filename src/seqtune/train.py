@@ -26,7 +26,7 @@ from seqtune.batching import StepPlan
 from seqtune.checkpoints import TrainState
 from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, RunError
-from seqtune.feed import FROZEN_PART_TOKENS, PART_TOKENS, Feed, Step
+from seqtune.feed import Feed, Step, part_tokens
 from seqtune.loss import TargetLoss, can_pack, compile_backbone
 from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
 from seqtune.processes import autocast, make_accelerator, no_sync
@@ -96,7 +96,7 @@ class Trainer:
         device = self.accelerator.device
         on_gpu = device.type == "cuda"
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        part = None if on_gpu else PART_TOKENS if 2 * trained > self.num_parameters else FROZEN_PART_TOKENS
+        part = None if on_gpu else part_tokens(self.num_parameters, trained)
         self.feed = Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, part, on_gpu)
         self._losses: list[torch.Tensor] = []
         self._validated = -1
@@ -191,6 +191,7 @@ class Trainer:
         # the parallel wrapper goes first: if it were the last to hold the group, the group's destructor would wait for its
         # threads with the interpreter locked, and they for the interpreter
         self.loss = self.accelerator.unwrap_model(self.loss)
+        self.optimizers = []  # their state is twice the model
         self.accelerator.free_memory()
         self.accelerator.end_training()
 

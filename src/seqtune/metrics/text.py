@@ -5,14 +5,15 @@ sacrebleu, rapidfuzz and rouge-score do the counting; nothing here imports torch
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import rapidfuzz
 import sacrebleu
 from rapidfuzz.distance import Levenshtein
-from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 
 from seqtune.metrics.base import Metric, mean_metric
@@ -90,12 +91,18 @@ def _chrf() -> Metric:
 
 
 def _rouge(variant: str) -> Metric:
-    scorer = rouge_scorer.RougeScorer([variant], use_stemmer=False)
-
     def item(prediction: str, reference: str) -> float:
-        return scorer.score(reference, prediction)[variant].fmeasure
+        return _rouge_scorer(variant).score(reference, prediction)[variant].fmeasure
 
     return mean_metric(variant, f"f-measure|mean of items|stemmer:no|rouge-score:{variant}", item)
+
+
+@functools.cache
+def _rouge_scorer(variant: str) -> Any:
+    # not at the top: it brings nltk, which brings scikit-learn and pandas, 120 MiB that a training would carry along
+    from rouge_score import rouge_scorer
+
+    return rouge_scorer.RougeScorer([variant], use_stemmer=False)
 
 
 def _mean(name: str, signature: str, item: Callable[[str, str], float], higher: bool = True) -> Metric:

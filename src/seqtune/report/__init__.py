@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from seqtune.errors import RunError
-from seqtune.report.run_page import difference, run_page
+from seqtune.report.answers import difference
+from seqtune.report.run_page import run_page
 from seqtune.report.study_page import examples_for, study_page
 
 __all__ = ["difference", "examples_for", "write_report"]

@@ -17,10 +17,13 @@ from matplotlib import pyplot
 
 from seqtune import analysis
 from seqtune.errors import ConfigError, RunError, did_you_mean
+from seqtune.evaluate import read_predictions
+from seqtune.report.answers import confidence_plots, wrong_answers
 from seqtune.report.parts import BLUE, GREY, SCORES, new_axes, render, svg
 
 EXAMPLES = "data.num_examples"
 MAX_LEGEND = 40
+MAX_ERRORS, MAX_PICTURES = 100, 30  # of the best point
 MAX_LINES = 200  # points of a grid that lines can show
 
 
@@ -41,9 +44,27 @@ def study_page(folder: Path) -> str:
         findings=_findings(summary, axes, search, comparisons), budget=_budget(study.get("budget")),
         plots=plots, curves=_learning_curves(results, axes), comparisons=comparisons,
         trials=_trials(search) if search else None, importances=search["importances"] if search else {},
-        forecast=_forecast_text(summary, axes), failures=failures, num_points=results.height,
+        best=_best(results, axes), forecast=_forecast_text(summary, axes), failures=failures, num_points=results.height,
         settings=settings.read_text() if settings.exists() else "",
     )  # fmt: skip
+
+
+def _best(results: polars.DataFrame, axes: Sequence[str]) -> dict[str, Any] | None:
+    """Curves and wrong answers of the point with the best scores, if its run is still there."""
+    rows = [row for row in results.iter_rows(named=True) if (_evaluation(row) / "predictions.jsonl").exists()]
+    if not rows:
+        return None
+    row = max(rows, key=lambda row: (row["exact_match"], row["edit_similarity"]))
+    predictions = read_predictions(_evaluation(row) / "predictions.jsonl")
+    return {
+        "name": _label(row, [name for name in axes if results[name].n_unique() > 1]),
+        "plots": confidence_plots(predictions),
+        "answers": wrong_answers(predictions, Path(row["run"]) / "task.yaml", MAX_ERRORS, MAX_PICTURES),
+    }
+
+
+def _evaluation(row: dict[str, Any]) -> Path:
+    return Path(row.get("evaluation") or "absent")
 
 
 def _json(path: Path) -> Any:
