@@ -23,6 +23,8 @@ from seqtune.models import load_model, load_tokenizer
 # vocabulary sizes are those of the public checkpoints; tokens are those of builtin:base, the tokenizer at hand
 SHAPES: dict[str, Any] = {
     "opt-125m": lambda ids: t.OPTConfig(**ids, vocab_size=50272),
+    # as a run's model is: no rows that the tokenizer does not know, which CTranslate2's converter refuses
+    "opt-125m-trimmed": lambda ids: t.OPTConfig(**ids, vocab_size=2048),
     "opt-350m": lambda ids: t.OPTConfig(
         **ids, vocab_size=50272, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, ffn_dim=4096,
         word_embed_proj_dim=512, do_layer_norm_before=False,

@@ -160,10 +160,10 @@ def decoding(work: Path, repeats: int, threads: int, run: Path | None) -> dict[s
     """Sequences a second; every variant's outputs are compared with those of transformers at the same batch."""
     found = {}
     cases: list[tuple[str, Path, list[str]]] = []
-    folder = work / "opt-125m"
-    common.make_model("opt-125m", folder / "model")
-    common.make_table(folder / "pairs.csv", 4000)
-    cases.append(("opt-125m, 64 new tokens", folder, ["--new", "64", "--inputs", "32"]))
+    for shape in ("opt-125m", "opt-125m-trimmed"):
+        common.make_model(shape, work / shape / "model")
+        common.make_table(work / shape / "pairs.csv", 4000)
+        cases.append((f"{shape}, 64 new tokens", work / shape, ["--new", "64", "--inputs", "32"]))
     if run is not None:
         cases.append(("trained run, real ends", run, ["--inputs", "256"]))
     script = str(HERE / "decode_one.py")

@@ -11,10 +11,10 @@ import pytest
 
 from seqtune import analysis
 from seqtune.cli.app import run_app
-from seqtune.errors import RunError
+from seqtune.errors import ConfigError, RunError
 from seqtune.evaluate import evaluate
 from seqtune.records import Hypothesis, Prediction
-from seqtune.report import difference, write_report
+from seqtune.report import difference, examples_for, write_report
 from seqtune.runs import write_json, write_predictions
 
 
@@ -92,6 +92,65 @@ def test_a_studys_page_has_its_table_plots_and_forecast(tmp_path):
     assert "it broke" in page
     assert "pretrained: exact match: the smaller sizes predict 0.76" in page
     assert "measured 0.76" in page
+    assert "no common budget" in page
+    assert "The runs that results.csv names are not where this report was made" in page
+    assert "random: exact match 0.8: " in page  # the next twentieth above 0.7625
+
+
+def test_how_many_examples_a_score_would_take(tmp_path, capsys):
+    law, sizes = analysis.PowerLaw(0.2, 3.0, 0.4), [100, 300, 1000, 3000, 10_000]
+    rows = [
+        {"data.num_examples": n, "seeds": 1, "exact_match": 1 - float(law.error(n)), "exact_match_low": 0.99 - float(law.error(n)),
+         "exact_match_high": 1.01 - float(law.error(n))}
+        for n in sizes
+    ]  # fmt: skip
+    polars.DataFrame(rows).write_csv(tmp_path / "summary.csv")
+    (row,) = examples_for(tmp_path, "exact_match=0.74")
+    truth = law.num_examples(0.26)
+    assert row["low"] < truth < row["high"]
+    assert row["value"] == pytest.approx(truth, rel=0.1)
+    assert row["text"].startswith("exact match 0.74: about 18,000 examples (")
+    assert row["text"].endswith(" more than the largest point.")
+    (beyond,) = examples_for(tmp_path, "exact_match=0.95")
+    assert beyond["value"] is None
+    assert "beyond the ceiling of the curve, however many examples" in beyond["text"]
+    study = tmp_path / "study.yaml"
+    study.write_text(f"name: x\nbase: {{}}\naxes: {{data.num_examples: {sizes}}}\nout: {tmp_path}\n")
+    assert run_app(["study", str(study), "--target", "exact_match=0.74", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [row]
+    for wrong, message in [
+        ("exact_match", "write METRIC=SCORE with a score between 0 and 1"),
+        ("exact_match=1.5", "between 0 and 1"),
+        ("exactmatch=0.5", "has no score 'exactmatch'; did you mean 'exact_match'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            examples_for(tmp_path, wrong)
+    polars.DataFrame(rows[:2]).write_csv(tmp_path / "summary.csv")
+    with pytest.raises(RunError, match="needs an axis data.num_examples with at least 3 sizes"):
+        examples_for(tmp_path, "exact_match=0.5")
+    with pytest.raises(RunError, match="run the study first"):
+        examples_for(tmp_path / "absent", "exact_match=0.5")
+
+
+def test_a_searchs_page_names_the_best_point_and_shows_all(tmp_path):
+    row = {"train.clip": 0.5, "seed": 0, "exact_match": 0.4, "exact_match_low": 0.3, "exact_match_high": 0.5,
+           "edit_similarity": 0.6, "edit_similarity_low": 0.5, "edit_similarity_high": 0.7}  # fmt: skip
+    polars.DataFrame([row]).write_csv(tmp_path / "results.csv")
+    polars.DataFrame([{"train.clip": 0.5, "seeds": 1} | row]).select(polars.exclude("seed")).write_csv(tmp_path / "summary.csv")
+    trials = [
+        {"number": 0, "state": "complete", "validation": 0.61, "values": {"train.clip": 0.5}},
+        {"number": 1, "state": "pruned", "validation": 0.11, "values": {"train.clip": 2.0}},
+    ]
+    write_json(
+        tmp_path / "search.json",
+        {"metric": "edit_similarity", "trials": trials, "best": trials[0], "importances": {"train.clip": 1.0}},
+    )
+    page = write_report(tmp_path).read_text()
+    assert "Best of 2 points by edit similarity on the validation rows (0.610): train.clip 0.5." in page
+    assert "The test rows took no part in the choice." in page
+    assert "<td>1</td><td>pruned</td><td>0.1100</td><td>2</td>" in page
+    assert "train.clip 1.00." in page
+    assert page.count("<svg") == 1
 
 
 def test_a_folder_without_scores_is_refused(tmp_path, capsys):

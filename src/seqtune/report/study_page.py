@@ -43,6 +43,7 @@ def study_page(folder: Path) -> str:
         "study.html", title=folder.resolve().name, headings=[c.replace("_", " ") for c in shown], rows=rows,
         findings=_findings(summary, axes, search, comparisons), budget=_budget(study.get("budget")),
         plots=plots, curves=_learning_curves(results, axes), comparisons=comparisons,
+        missing=not any((_evaluation(row) / "predictions.jsonl").exists() for row in results.iter_rows(named=True)),
         trials=_trials(search) if search else None, importances=search["importances"] if search else {},
         best=_best(results, axes), forecast=_forecast_text(summary, axes), failures=failures, num_points=results.height,
         settings=settings.read_text() if settings.exists() else "",

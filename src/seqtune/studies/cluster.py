@@ -18,6 +18,8 @@ from seqtune.ray_cluster import connect
 from seqtune.studies.execution import Failure, Stopped, Task, run_chain
 from seqtune.studies.points import Point
 
+CLOSE_SECONDS = 60.0
+
 
 class ClusterTask:
     """A chain as a Ray task."""
@@ -71,14 +73,18 @@ class Cluster:
             )
         self.cpus = cpus
         self.marker = marker.resolve()
+        self.references: list[ray.ObjectRef] = []
         self.remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run_here)
 
     def submit(self, chain: Sequence[Point]) -> Task:
         """Queue it."""
-        return ClusterTask(self.remote.remote(list(chain), self.cpus, str(Path.cwd()), str(self.marker)))
+        self.references.append(self.remote.remote(list(chain), self.cpus, str(Path.cwd()), str(self.marker)))
+        return ClusterTask(self.references[-1])
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Leave the cluster; what was stopped may write its checkpoint first."""
+        if self.references:
+            ray.wait(self.references, num_returns=len(self.references), timeout=CLOSE_SECONDS)
         ray.shutdown()
 
 

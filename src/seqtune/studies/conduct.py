@@ -88,6 +88,9 @@ def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome
                 failures = plugins.load("seqtune.studies.search:search")(study, executor, tick)
             else:
                 failures = _run_grid(points, executor, tick, folder)
+    except KeyboardInterrupt:
+        progress.console().print("stopping: each training writes its checkpoint, and the same command goes on from there")
+        raise
     finally:
         executor.close()
     runs.write_json(folder / "failures.json", failures)
