@@ -21,6 +21,7 @@ from seqtune.studies.tables import compare, summarise, tabulate
 from seqtune.studies.times import seconds_left
 
 SEARCH = "search.json"
+TABLE_SECONDS = 30.0  # between tables of what is done so far
 Tick = Callable[[float, str], None]
 
 
@@ -113,27 +114,25 @@ def _write_tables(folder: Path, done: Sequence[Point]) -> polars.DataFrame:
 
 
 def _run_grid(points: list[Point], executor: Executor, tick: Tick, folder: Path) -> list[Failure]:
-    there = sum(is_done(p) for p in points)
-    tick(there, "were there already" if there else "")
     waiting = [chain for chain in chains(points) if not all(is_done(p) for p in chain)]
+    done = len(points) - sum(map(len, waiting))
+    tick(done, "were there already" if done else "")
     tasks = {executor.submit(chain): chain for chain in waiting}
     failures: list[Failure] = []
-    left, since = seconds_left(points, executor.width), time.monotonic()
+    left, since, written = seconds_left(points, executor.width), time.monotonic(), time.monotonic()
     try:
         while tasks:
             time.sleep(POLL_SECONDS)
             ended = [task for task in tasks if task.done()]
             for task in ended:
-                tasks.pop(task)
+                done += len(tasks.pop(task))
                 failures += task.result()
-            done = [p for p in points if is_done(p)] if ended else []
-            if done:
-                _write_tables(folder, done)
+            if ended:
                 left, since = seconds_left(points, executor.width), time.monotonic()
-            if ended or left is not None:
-                remark = "" if left is None else f"{progress.remaining(left - (time.monotonic() - since))} left"
-                tick(len(done) if ended else there, remark)
-            there = len(done) if ended else there
+            if ended and time.monotonic() - written > TABLE_SECONDS and (finished := [p for p in points if is_done(p)]):
+                _write_tables(folder, finished)
+                written = time.monotonic()
+            tick(done, "" if left is None else f"{progress.remaining(left - (time.monotonic() - since))} left")
     except BaseException:
         stop_all(tasks)
         raise

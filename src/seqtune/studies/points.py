@@ -6,6 +6,7 @@ in decoding alone share a run, and so do equal points of different studies that 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from seqtune import runs
-from seqtune.config import Config, PositiveFloat, PositiveInt, Section, load_config, read_yaml_mapping, validate
+from seqtune.config import Config, DecodeConfig, PositiveFloat, PositiveInt, Section, load_config, read_yaml_mapping, validate
 from seqtune.errors import ConfigError, did_you_mean
 
 BUDGETS = {
@@ -115,13 +116,18 @@ class Point:
         """Where its scores lie: the run folder, or a folder in it for another way of decoding than the run's own."""
         stored = self.run / "config.yaml"
         decode = self.config.decode
-        own = not stored.exists() or load_config(stored).decode == decode
+        own = not stored.exists() or _stored_decode(stored, stored.stat().st_mtime_ns) == decode
         return self.run if own else self.run / "evaluations" / _digest([decode.model_dump()])
 
     @property
     def length(self) -> tuple[float, ...]:
         """How long it trains, comparable within a prefix."""
         return tuple(getattr(self.config.train, name) or 0.0 for name in LENGTHS)
+
+
+@functools.cache
+def _stored_decode(config: Path, _written: int) -> DecodeConfig:
+    return load_config(config).decode
 
 
 def load_study(path: Path) -> Study:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from seqtune.config import Config
 from seqtune.studies.execution import facts
 from seqtune.studies.points import Point, chains, is_done
 
@@ -16,12 +18,14 @@ def seconds_left(points: Sequence[Point], jobs: int) -> float | None:
     Each missing training is priced by the finished trainings of the same model: seconds a step or seconds an example, or by its
     own time limit. The longest chain is a lower bound, because its points follow each other.
     """
-    done = [p for p in points if is_done(p) and "wall_seconds" in facts(p)]
+    finished = {point.run for point in points if is_done(point)}
+    costs = {run: cost for run, cost in ((p.run, facts(p)) for p in points if p.run in finished) if "wall_seconds" in cost}
+    done = [(point.config, costs[point.run]) for point in points if point.run in costs]
     left = []
     for chain in chains(points):
         seconds, trained, priced = 0.0, set[Path](), 0.0
         for point in chain:
-            known = point.run in trained or is_done(point)
+            known = point.run in trained or point.run in finished
             trained.add(point.run)
             price = _price(point, done)
             if price is None and not known:
@@ -33,24 +37,24 @@ def seconds_left(points: Sequence[Point], jobs: int) -> float | None:
     return max(sum(left) / jobs, *left) if left else 0.0
 
 
-def _price(point: Point, done: Sequence[Point]) -> float | None:
+def _price(point: Point, done: Sequence[tuple[Config, dict[str, Any]]]) -> float | None:
     """Wall time of one training with its decoding."""
-    overhead = [facts(p)["wall_seconds"] - 60 * p.config.train.max_minutes for p in done if p.config.train.max_minutes]
-    if point.config.train.max_minutes:
-        return 60 * point.config.train.max_minutes + (median(overhead) if overhead else 0.0)
-    alike = [p for p in done if p.config.model == point.config.model] or list(done)
+    train = point.config.train
+    if train.max_minutes:
+        overhead = [cost["wall_seconds"] - 60 * c.train.max_minutes for c, cost in done if c.train.max_minutes]
+        return 60 * train.max_minutes + (median(overhead) if overhead else 0.0)
+    alike = [(c, cost) for c, cost in done if c.model == point.config.model] or list(done)
     for unit in ("steps", "examples"):
-        amount = _work(point, unit)
-        rates = [
-            facts(p)["wall_seconds"] / work for p in alike if (work := _work(p, unit)) and not facts(p).get("steps_taken_over")
-        ]
+        amount = _work(point.config, unit)
+        whole = [(c, cost) for c, cost in alike if not cost.get("steps_taken_over")]
+        rates = [cost["wall_seconds"] / work for c, cost in whole if (work := _work(c, unit))]
         if amount and rates:
             return amount * median(rates)
-    return median(facts(p)["wall_seconds"] for p in alike) if alike else None
+    return median(cost["wall_seconds"] for _, cost in alike) if alike else None
 
 
-def _work(point: Point, unit: str) -> float | None:
-    train = point.config.train
+def _work(config: Config, unit: str) -> float | None:
+    train, num_examples = config.train, config.data.num_examples
     if unit == "steps":
         return train.max_steps
-    return train.epochs * point.config.data.num_examples if train.epochs and point.config.data.num_examples else None
+    return train.epochs * num_examples if train.epochs and num_examples else None
