@@ -364,6 +364,10 @@ def test_a_search_nears_the_best_prunes_and_goes_on_after_a_kill(folder, llama_f
     assert [p.values["train.learning_rate"] for p in conduct.points_of(study)] == [
         t["values"]["train.learning_rate"] for t in complete
     ]
+    with (Path(study.out) / "search.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another process is running the search"):
+            searching.search(study, FakeExecutor(), lambda *_: None)
     # more of the same search; another one in its place is refused
     more = studies.load_study(search_file(folder, llama_folder, trials=22))
     searching.search(more, FakeExecutor(), lambda *_: None)

@@ -6,6 +6,7 @@ Source: https://optuna.readthedocs.io.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import time
@@ -42,18 +43,28 @@ def search(study: Study, executor: Executor, tick: Tick) -> list[Failure]:
 
     Raises:
         ConfigError: there are no validation rows, or the journal belongs to another search.
+        RunError: another process runs this search.
     """
     assert study.search is not None
+    with (Path(study.out) / "search.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is running the search in {study.out!r}") from None
+        return _search(study, study.search, executor, tick)
+
+
+def _search(study: Study, settings: Search, executor: Executor, tick: Tick) -> list[Failure]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = _open(study, study.search)
+    journal = _open(study, settings)
     failures: list[Failure] = []
     active: list[_Running] = []
     left_over = [Trial(journal, t._trial_id) for t in journal.get_trials(states=(TrialState.RUNNING,))]
     try:
         while True:
-            while len(active) < executor.width and (left_over or len(journal.trials) < study.search.trials):
+            while len(active) < executor.width and (left_over or len(journal.trials) < settings.trials):
                 trial = left_over.pop() if left_over else journal.ask()
-                started = _start(study, study.search, trial, executor)
+                started = _start(study, settings, trial, executor)
                 if isinstance(started, _Running):
                     active.append(started)
                 else:
@@ -63,12 +74,12 @@ def search(study: Study, executor: Executor, tick: Tick) -> list[Failure]:
                 break
             time.sleep(POLL_SECONDS)
             for running in active:
-                _watch(running, study.search)
+                _watch(running, settings)
             for running in [r for r in active if r.task.done()]:
                 active.remove(running)
-                failures += _finish(journal, running, study.search)
+                failures += _finish(journal, running, settings)
                 _write(journal, study)
-                tick(sum(t.state.is_finished() for t in journal.trials), _best_so_far(journal, study.search))
+                tick(sum(t.state.is_finished() for t in journal.trials), _best_so_far(journal, settings))
     except BaseException:
         stop_all([r.task for r in active])
         raise
