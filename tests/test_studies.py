@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 import zipfile
 from pathlib import Path
 
@@ -276,18 +277,38 @@ def test_a_point_that_is_stopped_has_a_checkpoint_and_goes_on_from_it(folder, ll
     assert execution.facts(point)["peak_mib"] > 100
 
 
+MANY_EPOCHS = {"kind": "epochs", "value": 10_000}
+
+
+def wait_until(happened, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_on_a_cluster_the_same_runs_come_out(folder, llama_folder):
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     study = without_validation(folder, llama_folder, axes={"train.max_steps": [1], "train.seed": [0]}, seeds=[0, 1], jobs=2)
     with pytest.raises(RunError, match=r"no Ray cluster answers at '127.0.0.1:1' \(.*refused\); give host:port"):
         studies.run(study, ray="127.0.0.1:1", quiet=True)
     too_large = study.model_copy(update={"cpus": 10_000})
     with pytest.raises(RunError, match="a point wants 10000 processors and 0 GPUs; the largest machine"):
         studies.run(too_large, ray="local", quiet=True)
-    ray.shutdown()
+    # a task that is asked to stop leaves a checkpoint behind
+    long = studies.plan(without_validation(folder, llama_folder, axes={"train.max_steps": [5000]}, budget=MANY_EPOCHS))[0]
+    cluster = pytest.importorskip("seqtune.studies.cluster").Cluster("local", 1, 0.0, Path(study.out) / "study.yaml")
+    task = cluster.submit([long])
+    wait_until(lambda: (long.run / "log.jsonl").exists() or task.done())
+    task.stop()
+    wait_until(task.done)
+    with pytest.raises(execution.Stopped):
+        task.result()
+    assert runs.latest_checkpoint(long.run / "checkpoints")
     outcome = studies.run(study, ray="local", quiet=True)
     assert (outcome.results.height, outcome.failures) == (2, [])
+    assert not list(Path(study.out).glob(".stop-*"))
     here = [point.config.model_copy(update={"out": str(folder / point.run.name)}) for point in studies.plan(study)]
     for config, run in zip(here, outcome.results["run"], strict=True):
         fit(config, quiet=True)

@@ -6,7 +6,9 @@ Source: https://docs.ray.io/en/latest/ray-core/tasks.html.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +24,11 @@ CLOSE_SECONDS = 60.0
 
 
 class ClusterTask:
-    """A chain as a Ray task."""
+    """A chain as a Ray task, which looks for a file that asks it to stop."""
 
-    def __init__(self, reference: ray.ObjectRef):
+    def __init__(self, reference: ray.ObjectRef, stop_file: Path):
         self.reference = reference
+        self.stop_file = stop_file
 
     def done(self) -> bool:
         """True once it has ended."""
@@ -35,15 +38,15 @@ class ClusterTask:
         """What went wrong with which point."""
         try:
             return ray.get(self.reference)
-        except TaskCancelledError:
+        except (TaskCancelledError, Stopped):
             raise Stopped from None
         except RayError as error:
-            if "Stopped" in str(error) or "KeyboardInterrupt" in str(error):
-                raise Stopped from None
             raise RunError(f"the Ray cluster lost a chain of points: {str(error).strip().splitlines()[-1]}") from None
 
     def stop(self) -> None:
-        """Interrupt it: the worker hears of it as of Ctrl-C and hands that on to its process."""
+        """Ask it to end."""
+        self.stop_file.touch()
+        # takes it out of the queue; what runs already may be in a system call, where Ray's interrupt does not arrive
         ray.cancel(self.reference, force=False)
 
 
@@ -78,22 +81,27 @@ class Cluster:
 
     def submit(self, chain: Sequence[Point]) -> Task:
         """Queue it."""
-        self.references.append(self.remote.remote(list(chain), self.cpus, str(Path.cwd()), str(self.marker)))
-        return ClusterTask(self.references[-1])
+        stop_file = self.marker.with_name(f".stop-{uuid.uuid4().hex}")
+        self.references.append(self.remote.remote(list(chain), self.cpus, str(Path.cwd()), self.marker, stop_file))
+        return ClusterTask(self.references[-1], stop_file)
 
     def close(self) -> None:
         """Leave the cluster; what was stopped may write its checkpoint first."""
         if self.references:
             ray.wait(self.references, num_returns=len(self.references), timeout=CLOSE_SECONDS)
         ray.shutdown()
+        for left in self.marker.parent.glob(".stop-*"):
+            left.unlink(missing_ok=True)
 
 
-def _run_here(chain: list[Point], threads: int, folder: str, marker: str) -> list[Failure]:
+def _run_here(chain: list[Point], threads: int, folder: str, marker: Path, stop_file: Path) -> list[Failure]:
     """In the worker."""
-    if not Path(marker).exists():
+    if not marker.exists():
         raise RunError(
             f"{socket.gethostname()} does not see {marker}; --ray needs a file system that all machines of the cluster share, "
             "with the study's folders and data on it"
         )
     os.chdir(folder)
-    return run_chain(chain, threads)
+    # Ray's workers block Ctrl-C, and children inherit that: a training that is asked to stop would not hear of it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return run_chain(chain, threads, stop_file.exists)

@@ -113,6 +113,7 @@ def run_chain(chain: Sequence[Point], threads: int, stopped: Callable[[], bool] 
     """
     failures = []
     for index, point in enumerate(chain):
+        _check(stopped)
         try:
             with _locked(point.run, stopped) as lock:
                 if not runs.is_complete(point.run):
@@ -138,9 +139,13 @@ def _locked(run: Path, stopped: Callable[[], bool]) -> Iterator[IO[str]]:
 
 
 def _rest(stopped: Callable[[], bool]) -> None:
+    time.sleep(POLL_SECONDS)
+    _check(stopped)
+
+
+def _check(stopped: Callable[[], bool]) -> None:
     if stopped():
         raise Stopped
-    time.sleep(POLL_SECONDS)
 
 
 class _Process:
