@@ -315,6 +315,24 @@ def test_on_a_cluster_the_same_runs_come_out(folder, llama_folder):
         assert (Path(run) / "predictions.jsonl").read_bytes() == (Path(config.out) / "predictions.jsonl").read_bytes()
 
 
+def test_a_chain_that_a_cluster_loses_is_listed_and_the_others_go_on(folder, llama_folder):
+    class Lost(FakeExecutor):
+        def submit(self, chain):
+            return LostTask()
+
+    class LostTask:
+        def done(self):
+            return True
+
+        def result(self):
+            raise RunError("the worker died")
+
+    points = studies.plan(without_validation(folder, llama_folder))
+    failures = conduct._run_grid(points, Lost(), lambda *_: None, folder)
+    assert [f["error"] for f in failures] == ["the worker died"] * len(points)
+    assert {json.loads(f["point"])["decode.num_beams"] for f in failures} == {1, 2}
+
+
 class FakeTask:
     """A training that validates as its learning rate deserves, one validation each time it is looked at."""
 

@@ -14,8 +14,8 @@ import yaml
 
 from seqtune import plugins, progress, runs
 from seqtune.cpus import available_cpus
-from seqtune.errors import ConfigError, RunError
-from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Local, Task
+from seqtune.errors import RunError
+from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Local, Task, describe_failure
 from seqtune.studies.points import Point, Study, chains, is_done, make_point, plan, shared_prefixes
 from seqtune.studies.tables import compare, summarise, tabulate
 from seqtune.studies.times import seconds_left
@@ -44,8 +44,9 @@ def points_of(study: Study) -> list[Point]:
     """A grid's points, or those that a search has finished so far, each once."""
     if study.search is None:
         return plan(study)
+    assert not isinstance(study.budget, list)  # a search has one
     trials = [trial for trial in read_search(study).get("trials", []) if trial["state"] == "complete"]
-    points = [make_point(study, trial["values"], _budget(study), study.seeds[0]) for trial in trials]
+    points = [make_point(study, trial["values"], study.budget, study.seeds[0]) for trial in trials]
     return list({point.run: point for point in points}.values())
 
 
@@ -53,10 +54,6 @@ def read_search(study: Study) -> dict[str, Any]:
     """What a search has written down so far: `trials`, `best`, `importances`."""
     path = Path(study.out) / SEARCH
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _budget(study: Study) -> Any:
-    return study.budget
 
 
 def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome:
@@ -78,8 +75,10 @@ def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome
     if not quiet:
         for line in shared_prefixes(points):
             progress.console().print(line)
-    executor: Executor = Local(study.jobs)
-    if ray is not None:
+    executor: Executor
+    if ray is None:
+        executor = Local(study.jobs)
+    else:
         cpus = study.cpus or max(1, available_cpus() // study.jobs)
         executor = plugins.load("seqtune.studies.cluster:Cluster")(ray, cpus, study.gpus, settings)
     total = study.search.trials if study.search else len(points)
@@ -125,8 +124,12 @@ def _run_grid(points: list[Point], executor: Executor, tick: Tick, folder: Path)
             time.sleep(POLL_SECONDS)
             ended = [task for task in tasks if task.done()]
             for task in ended:
-                done += len(tasks.pop(task))
-                failures += task.result()
+                chain = tasks.pop(task)
+                done += len(chain)
+                try:
+                    failures += task.result()
+                except RunError as error:  # a machine of the cluster was lost, and its points with it
+                    failures += [describe_failure(point, error) for point in chain if not is_done(point)]
             if ended:
                 left, since = seconds_left(points, executor.width), time.monotonic()
             if ended and time.monotonic() - written > TABLE_SECONDS and (finished := [p for p in points if is_done(p)]):
@@ -143,14 +146,3 @@ def stop_all(tasks: Sequence[Task] | dict[Task, Any]) -> None:
     """Ask everything that runs to end, so that each training writes its checkpoint."""
     for task in tasks:
         task.stop()
-
-
-def check_searchable(point: Point) -> None:
-    """Refuse a search without validation rows.
-
-    Raises:
-        ConfigError: there are none to go by.
-    """
-    data = point.config.data
-    if not (data.validation_path or data.split.validation or data.split.method == "column"):
-        raise ConfigError("a search goes by the validation rows, and data.split.validation is 0; give it a share, such as 0.05")

@@ -121,8 +121,13 @@ def run_chain(chain: Sequence[Point], threads: int, stopped: Callable[[], bool] 
                 if not (point.evaluation / "metrics.json").exists():
                     _evaluate(point, _Process(threads, lock, stopped))
         except SeqtuneError as error:
-            failures.append({"point": json.dumps(point.values, default=str), "error": str(error)})
+            failures.append(describe_failure(point, error))
     return failures
+
+
+def describe_failure(point: Point, error: Exception) -> Failure:
+    """What is written down about a point that could not be run."""
+    return {"point": json.dumps(point.values, default=str), "error": str(error)}
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from seqtune import runs
 from seqtune.errors import ConfigError, RunError, SeqtuneError
-from seqtune.studies.conduct import SEARCH, Tick, check_searchable, stop_all
-from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Stopped, Task
+from seqtune.studies.conduct import SEARCH, Tick, stop_all
+from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Stopped, Task, describe_failure
 from seqtune.studies.points import Point, Range, Search, Study, make_point
 
 JOURNAL = "search.journal"
@@ -113,11 +113,11 @@ def _start(study: Study, settings: Search, trial: Trial, executor: Executor) -> 
     assert not isinstance(study.budget, list)
     try:
         point = make_point(study, values, study.budget, study.seeds[0])
-        check_searchable(point)
-    except SeqtuneError as error:
-        if "validation rows" in str(error):
-            raise
+    except SeqtuneError as error:  # settings that do not go together
         return {"point": json.dumps(values), "error": str(error)}
+    data = point.config.data
+    if not (data.validation_path or data.split.validation or data.split.method == "column"):
+        raise ConfigError("a search goes by the validation rows, and data.split.validation is 0; give it a share, such as 0.05")
     return _Running(trial, point, executor.submit([point]), len(_intermediate(trial)))
 
 
@@ -161,6 +161,8 @@ def _finish(journal: optuna.Study, running: _Running, settings: Search) -> list[
     number = running.trial.number
     try:
         failures = running.task.result()
+    except RunError as error:  # a machine of the cluster was lost
+        failures = [describe_failure(running.point, error)]
     except Stopped:
         if not running.pruned:
             raise
