@@ -83,7 +83,7 @@ if __name__ == "__main__":
     model = AutoModelForCausalLM.from_pretrained(options.work / "base" / "model", dtype="float32")
     train, validation = read(folder / "train.csv"), read(folder / "validation.csv")
     tuned = {
-        "learning_rate": 3e-3, "per_device_train_batch_size": 64, "lr_scheduler_type": "cosine", "warmup_ratio": 0.03,
+        "learning_rate": 3e-3, "per_device_train_batch_size": 64, "lr_scheduler_type": "cosine", "warmup_steps": 0.03,
         "max_grad_norm": 1.0, "num_train_epochs": 5,
     }  # fmt: skip
     arguments = SFTConfig(
