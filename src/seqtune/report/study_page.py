@@ -58,7 +58,7 @@ def _best(results: polars.DataFrame, axes: Sequence[str]) -> dict[str, Any] | No
     row = max(rows, key=lambda row: (row["exact_match"], row["edit_similarity"]))
     predictions = read_predictions(_evaluation(row) / "predictions.jsonl")
     return {
-        "name": _label(row, [name for name in axes if results[name].n_unique() > 1]),
+        "name": analysis.label(row, [name for name in axes if results[name].n_unique() > 1]),
         "plots": confidence_plots(predictions),
         "answers": wrong_answers(predictions, Path(row["run"]) / "task.yaml", MAX_ERRORS, MAX_PICTURES),
     }
@@ -87,7 +87,7 @@ def _findings(summary: polars.DataFrame, axes: Sequence[str], search: Any, compa
     lines = []
     if search and search["best"]:
         best = search["best"]
-        chosen = ", ".join(f"{name} {value}" for name, value in best["values"].items())
+        chosen = ", ".join(f"{name} {analysis.short(value)}" for name, value in best["values"].items())
         lines.append(
             f"Best of {len(search['trials'])} points by {search['metric'].replace('_', ' ')} on the validation rows "
             f"({best['validation']:.3f}): {chosen}. The test rows took no part in the choice."
@@ -96,17 +96,13 @@ def _findings(summary: polars.DataFrame, axes: Sequence[str], search: Any, compa
         low, high = (pick(rows, key=lambda row, name=name: row[name]) for pick in (min, max))
         if high[name] > low[name]:
             lines.append(
-                f"Test {name.replace('_', ' ')} runs from {_shown(low, name)} ({_label(low, varied)}) "
-                f"to {_shown(high, name)} ({_label(high, varied)})."
+                f"Test {name.replace('_', ' ')} runs from {_shown(low, name)} ({analysis.label(low, varied)}) "
+                f"to {_shown(high, name)} ({analysis.label(high, varied)})."
             )
     if comparisons:
         surely = sum(float(row[-1]) < 0.05 for row in comparisons)
         lines.append(f"{surely} of {len(comparisons)} paired comparisons differ at a false discovery rate of 5%.")
     return lines
-
-
-def _label(row: dict[str, Any], axes: Sequence[str]) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]} {row[name]}" for name in axes if row[name] is not None) or "base"
 
 
 def _comparisons(path: Path) -> list[list[str]]:
@@ -132,7 +128,7 @@ def _learning_curves(results: polars.DataFrame, axes: Sequence[str]) -> list[tup
         if log.exists() and row["run"] not in lines:
             entries = [json.loads(line) for line in log.read_text().splitlines()]
             points = [(e["num_tokens"], e["seconds"], e["loss"]) for e in entries if "loss" in e]
-            lines[row["run"]] = (_label(row, varied), points)
+            lines[row["run"]] = (analysis.label(row, varied), points)
     if len(lines) < 2 or len(lines) > MAX_LEGEND:
         return []
     plots = []
@@ -151,8 +147,7 @@ def _trials(search: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for trial in search["trials"]:
         value = "-" if trial["validation"] is None else f"{trial['validation']:.4f}"
         chosen = [trial["values"].get(name) for name in names]
-        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in chosen]
-        rows.append([str(trial["number"]), trial["state"], value, *cells])
+        rows.append([str(trial["number"]), trial["state"], value, *map(analysis.short, chosen)])
     return ["point", "state", f"validation {search['metric'].replace('_', ' ')}", *names], rows
 
 
@@ -204,7 +199,7 @@ def _bars(group: polars.DataFrame, score: str, axes: Sequence[str]) -> Markup:
     figure, plot = pyplot.subplots(figsize=(5.2, 0.6 + 0.28 * group.height))
     labels = []
     for row in group.iter_rows(named=True):
-        labels.append(_label(row, axes))
+        labels.append(analysis.label(row, axes))
     means, low, high = (group[f"{score}{end}"].to_numpy() for end in ("", "_low", "_high"))
     bounds = [np.maximum(means - low, 0), np.maximum(high - means, 0)]
     plot.barh(labels, means, xerr=bounds, color=BLUE, height=0.6, error_kw={"elinewidth": 0.8, "ecolor": GREY, "capsize": 2})

@@ -12,6 +12,7 @@ import numpy as np
 import polars
 from scipy import stats
 
+from seqtune.analysis import label
 from seqtune.evaluate import read_predictions
 from seqtune.metrics import METRICS
 from seqtune.significance import paired_randomization
@@ -91,9 +92,7 @@ def compare(results: polars.DataFrame) -> polars.DataFrame:
     axes = axes_of(results)
     groups = [(dict(zip(axes, key, strict=True)), group) for key, group in results.group_by(axes, maintain_order=True)]
     varied = [name for name in axes if results[name].n_unique() > 1]
-    labels = [
-        ", ".join(f"{n.rpartition('.')[2]} {key[n]}" for n in varied if key[n] is not None) or "base" for key, _ in groups
-    ]
+    labels = [label(key, varied) for key, _ in groups]
     items = [_items(group["evaluation"].to_list()) for _, group in groups]
     pairs = list(itertools.combinations(range(len(groups)), 2))
     if len(groups) > MAX_COMPARED:
