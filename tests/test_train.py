@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.optimize import linprog
 from torch import nn
 
 import seqtune.fit
+import seqtune.optim
 import seqtune.train
 from conftest import pairs, write_csv
 from seqtune.batching import StepPlan
@@ -27,7 +29,7 @@ from seqtune.encode import Encoder
 from seqtune.errors import RunError
 from seqtune.fit import fit
 from seqtune.models import load_model, load_tokenizer
-from seqtune.optim import Muon, build_optimizers, learning_rate_factor, orthogonalize
+from seqtune.optim import Muon, WeightAverage, build_optimizers, learning_rate_factor, orthogonalize
 from seqtune.records import Encoded, Prompt
 from seqtune.train import Trainer
 
@@ -272,8 +274,9 @@ def test_loss_that_explodes_is_an_error(llama_folder, tmp_path):
         train(llama_folder, tmp_path / "run", learning_rate=1e30, clip=None, epochs=10, batch_size=2)
 
 
-def test_muon_equals_torchs_muon():
-    """Reference: torch.optim.Muon, which iterates in bf16; hence the tolerance."""
+def test_muon_equals_torchs_muon(monkeypatch):
+    """Reference: torch.optim.Muon, which takes Jordan's polynomial five times and iterates in bf16; hence the tolerance."""
+    monkeypatch.setattr(seqtune.optim, "POLYNOMIALS", [(3.4445, -4.7750, 2.0315)] * 5)
     torch.manual_seed(0)
     start = torch.randn(48, 32)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
@@ -290,9 +293,72 @@ def test_muon_equals_torchs_muon():
 def test_orthogonalize_brings_singular_values_near_one():
     torch.manual_seed(0)
     for shape in ((3, 20, 50), (2, 50, 20)):
+        before = torch.linalg.svdvals(torch.randn(shape))
         values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
-        assert values.min() > 0.6
-        assert values.max() < 1.3
+        assert (before[..., 0] / before[..., -1]).min() > 3
+        assert values.min() > 0.35
+        assert values.max() < 1.65
+
+
+def test_the_polynomials_are_those_of_least_largest_error():
+    """Reference: a linear program per polynomial, on a grid of the interval that the one before leaves."""
+    low, high = 0.003, 1.0
+    for found in seqtune.optim.POLYNOMIALS:
+        x = np.linspace(low, high, 4000)
+        powers, one = np.stack([x, x**3, x**5], 1), np.ones((len(x), 1))
+        limits = np.concatenate([np.ones(len(x)), -np.ones(len(x))])
+        program = linprog([0, 0, 0, 1], np.block([[powers, -one], [-powers, -one]]), limits, bounds=[(None, None)] * 4)
+        np.testing.assert_allclose(found, program.x[:3], rtol=1e-4)
+        low, high = 1 - program.x[3], 1 + program.x[3]
+
+
+def test_the_mean_of_weights_looks_back_over_its_window():
+    """Reference: the mean written out as a sum of weighted weights."""
+    weights = torch.randn(50, 3, dtype=torch.float64)
+    parameter = nn.Parameter(weights[0].clone())
+    average = WeightAverage([parameter], lr=0.2)
+    shares = []
+    for step, value in enumerate(weights, 1):
+        parameter.data.copy_(value)
+        average.step()
+        taken = 1 / (1 + 0.2 * step)
+        shares = [share * (1 - taken) for share in shares] + [taken if step > 1 else 1.0]
+    expected = (torch.tensor(shares, dtype=torch.float64)[:, None] * weights).sum(0)
+    average.exchange()
+    torch.testing.assert_close(parameter.detach(), expected)
+    average.exchange()
+    torch.testing.assert_close(parameter.detach(), weights[-1], rtol=0, atol=0)
+
+
+def test_a_decayed_training_ends_on_its_own_weights_and_a_constant_one_on_their_mean(llama_folder, tmp_path):
+    def distance(schedule: str) -> float:
+        plain = train(llama_folder, tmp_path / f"{schedule}0", schedule=schedule, batch_size=4, average=0.0)
+        mean = train(llama_folder, tmp_path / f"{schedule}1", schedule=schedule, batch_size=4, average=0.15)
+        return max(float((plain[n] - mean[n]).abs().max()) for n in plain)
+
+    assert 0 < distance("cosine") < 1e-5
+    assert distance("constant") > 1e-4
+
+
+def test_validation_and_the_kept_weights_are_the_means(llama_folder, tmp_path):
+    seen = []
+
+    def validate(model, count):
+        seen.append(next(iter(model.parameters())).detach().clone())
+        return {"exact_match": float(len(seen)), "num_items": 1.0}
+
+    (tmp_path / "run").mkdir()
+    model = load_model(ModelConfig(name=str(llama_folder)), 0)
+    config = TrainConfig(epochs=2, batch_size=4, schedule="constant", precision="fp32", validate_every=6, average=0.15)
+    trainer = Trainer(model, encoded_rows(llama_folder), config, tmp_path / "run", validate)
+    trainer.run(quiet=True)
+    first = next(iter(model.parameters()))
+    last = load_file(tmp_path / "run/checkpoints" / f"step-{trainer.state.step:08d}" / "model.safetensors")
+    raw = next(iter(last.values()))
+    assert not torch.equal(seen[-1], raw)
+    assert torch.equal(first.detach(), seen[-1])
+    trainer.load_best()
+    assert torch.equal(first.detach(), seen[-1])
 
 
 def test_optimizer_groups_cover_every_parameter_once(llama_folder):
@@ -320,12 +386,15 @@ def test_schedules_warm_up_and_stay_in_range(schedule):
 def test_defaults_follow_the_sizes():
     long, short = np.full(20_000, 60), np.full(500, 60)
     small, large = resolve(TrainConfig(), 4_000_000, long), resolve(TrainConfig(), 125_000_000, long)
-    assert (small.optimizer, small.learning_rate, small.token_budget, small.epochs) == ("muon", 3e-3, 2048, 3)
+    assert (small.optimizer, small.learning_rate, small.token_budget, small.epochs) == ("muon", 6e-3, 2048, 3)
+    assert (small.warmup, small.average, large.warmup, large.average) == (0.005, 0.15, 0.03, 0.0)
     assert (large.optimizer, large.token_budget) == ("adamw", 8192)
     assert 1e-4 < (large.learning_rate or 0) < 2e-4
     assert resolve(TrainConfig(), 4_000_000, short).epochs == 50
     assert resolve(TrainConfig(), 4_000_000, np.full(5_000, 60)).epochs == 7  # 148 batches: 1,000 steps
-    fixed = TrainConfig(optimizer="adamw", learning_rate=1e-5, token_budget=99, epochs=1, precision="fp32", batching="pack")
+    fixed = TrainConfig(
+        optimizer="adamw", learning_rate=1e-5, token_budget=99, epochs=1, precision="fp32", batching="pack", warmup=0, average=0
+    )
     assert resolve(fixed, 4_000_000, short) == fixed
 
 

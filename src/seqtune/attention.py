@@ -1,4 +1,7 @@
-"""Attention of families whose own forward is slow or takes too little: GPT-Neo in SDPA, BLOOM with given key positions."""
+"""Attention where the one at hand is slow or takes too little: short rows in bf16, GPT-Neo in SDPA, BLOOM with key positions.
+
+Shapes: B rows, H heads, Q queries, K keys, D head width.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,99 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.models.bloom.modeling_bloom import BloomModel
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
+OWN = "seqtune_sdpa"  # the name under which transformers knows `_attention`
+MAX_PRODUCT_KEYS = 512  # beyond, the scores of a row take more memory than the quicker backward pass is worth
+
 
 def use_fast_attention(model: PreTrainedModel) -> None:
-    """Give GPT-Neo scaled-dot-product attention; transformers runs it eagerly. Other families stay as they are."""
+    """Give a model `attend` in place of SDPA, and GPT-Neo too, which transformers runs eagerly; eager families stay eager."""
     layers: Any = [m for m in model.modules() if isinstance(m, GPTNeoSelfAttention)]
     for layer in layers:
         layer._attn = MethodType(_gpt_neo_attention, layer)
     if layers:
         model.config._attn_implementation = "sdpa"  # the causal mask then stays implicit
+    elif model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(OWN, _attention)
+        AttentionMaskInterface.register(OWN, sdpa_mask)
+        model.set_attn_implementation(OWN)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    causal: bool = False,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Scaled-dot-product attention [B, H, Q, D]; by plain products while training short rows in bf16 on a CPU.
+
+    There torch's fused kernel takes ten times as long for its backward pass (torch 2.13; measured in `bench/LOG.md`).
+
+    Args:
+        query: [B, H, Q, D].
+        key: [B, H, K, D].
+        value: [B, H, K, D].
+        mask: true, or 0, where a query may look; bool or added to the scores; `None` for everything.
+        dropout: share of the weights dropped.
+        causal: no query looks at a later key; needs `mask` to be `None`.
+        scale: of the scores; default D^-0.5.
+    """
+    if not _trains_short_rows(query, key):
+        return functional.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scale
+        )
+    if mask is None:
+        mask = query.new_zeros(query.size(-2), key.size(-2))
+        mask = mask.fill_(-math.inf).triu_(1) if causal else mask
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -math.inf)
+    mask = mask.expand(*query.shape[:2], -1, -1).flatten(0, 1) if mask.ndim == 4 else mask
+    factor = query.size(-1) ** -0.5 if scale is None else scale
+    scores = torch.baddbmm(mask.to(query.dtype), query.flatten(0, 1), key.flatten(0, 1).mT, alpha=factor)
+    weights = functional.dropout(scores.softmax(-1), dropout).to(value.dtype)
+    return torch.bmm(weights, value.flatten(0, 1)).unflatten(0, query.shape[:2])
+
+
+def _trains_short_rows(query: torch.Tensor, key: torch.Tensor) -> bool:
+    if query.device.type != "cpu" or not torch.is_grad_enabled() or key.size(-2) > MAX_PRODUCT_KEYS:
+        return False
+    # rotated queries are fp32 until autocast brings them back
+    return torch.bfloat16 == (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype)
+
+
+def _attention(  # noqa: PLR0913, PLR0917 - the signature that models call
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """`attend` as transformers calls it; what it does not serve goes to transformers' own SDPA."""
+    if not _trains_short_rows(query, key):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
+    groups = query.size(1) // key.size(1)
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    causal = (
+        attention_mask is None
+        and query.size(2) > 1
+        and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    )
+    out = attend(query, key, value, attention_mask, dropout=dropout, causal=causal, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _gpt_neo_attention(
@@ -42,8 +126,7 @@ def _gpt_neo_attention(
     else:
         mask = attention_mask
     causal = mask is None and num_queries > 1
-    out = functional.scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=1.0)
-    return out, None
+    return attend(query, key, value, mask, dropout=dropout, causal=causal, scale=1.0), None
 
 
 def has_key_positions(model: PreTrainedModel) -> bool:

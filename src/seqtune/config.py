@@ -162,7 +162,14 @@ class TrainConfig(Section):
     learning_rate: PositiveFloat | None = Field(default=None, description="AdamW peak; default by model size")
     muon_learning_rate: PositiveFloat = Field(default=0.02, description="Muon peak")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Share = Field(default=0.03, description="share of the training spent warming up")
+    warmup: Share | None = Field(
+        default=None, description="share of the training spent warming up; default: 0.005 with muon, else 0.03"
+    )
+    average: Share | None = Field(
+        default=None,
+        description="validate and keep a running mean of the weights, over this share of the steps so far (less as the "
+        "schedule lowers the rate); 0: the weights as they are; default: 0.15 below 50 M parameters, else 0",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     token_budget: PositiveInt | None = Field(
         default=None, description="tokens (padding included) per batch; default: 2,048 below 50 M parameters, else 8,192"

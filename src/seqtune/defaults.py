@@ -2,9 +2,11 @@
 
 | setting | below 50 M parameters | above |
 |---|---|---|
-| optimizer | muon (with AdamW at 3e-3 for embeddings, norms, biases) | adamw |
-| learning_rate | 3e-3 | 3e-3 x (parameters / 1 M)^-0.6: 1.7e-4 at 125 M, 4e-5 at 1.3 B |
+| optimizer | muon (with AdamW at 6e-3 for embeddings, norms, biases) | adamw |
+| learning_rate | 6e-3 | 3e-3 x (parameters / 1 M)^-0.6: 1.7e-4 at 125 M, 4e-5 at 1.3 B |
 | token_budget | 2,048 | 8,192 |
+| warmup | 0.005 | 0.03 |
+| average | 0.15 | 0 |
 
 Precision is bf16 where the hardware has units for it, but for AdamW on CPUs only from 10 M parameters up.
 
@@ -25,7 +27,9 @@ from seqtune.machine import has_bf16_units
 
 MUON_LIMIT = 50_000_000
 BF16_LIMIT = 10_000_000
-MUON_ADAMW_RATE = 3e-3
+MUON_ADAMW_RATE = 6e-3
+MUON_WARMUP, ADAMW_WARMUP = 0.005, 0.03
+AVERAGE = 0.15
 SMALL_BUDGET, LARGE_BUDGET = 2048, 8192
 EPOCHS, MIN_STEPS, MAX_EPOCHS = 3.0, 1000, 50.0
 
@@ -86,6 +90,8 @@ def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> Tr
     precision = ("bf16" if quick else "fp32") if config.precision == "auto" else config.precision
     # measured on CPUs, where a dense mask costs more than the little padding that buckets leave; see bench/LOG.md
     batching = "bucket" if config.batching == "auto" else config.batching
+    warmup = (MUON_WARMUP if optimizer == "muon" else ADAMW_WARMUP) if config.warmup is None else config.warmup
+    average = (AVERAGE if small else 0.0) if config.average is None else config.average
     epochs = config.epochs
     if epochs is None:
         sized = config.model_copy(update={"token_budget": budget, "batching": batching})
@@ -100,5 +106,7 @@ def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> Tr
             "batching": batching,
             "precision": precision,
             "epochs": epochs,
+            "warmup": warmup,
+            "average": average,
         }
     )

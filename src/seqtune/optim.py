@@ -16,9 +16,14 @@ from seqtune import plugins
 from seqtune.config import TrainConfig
 
 MUON_MOMENTUM = 0.95
-# Coefficients of the quintic iteration: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+# Odd quintics a x + b x^3 + c x^5, applied one after the other: each has the least largest distance from 1 on the interval that
+# the one before leaves, beginning with 0.003 to 1 (the idea of Amsel et al. 2025, https://arxiv.org/abs/2505.16932; a test
+# finds them again by linear programming). Three train as well as Jordan's five and cost less: bench/LOG.md
+POLYNOMIALS = (
+    (8.383674, -24.765908, 18.357084),
+    (4.043421, -3.011405, 0.569512),
+    (3.505571, -2.626654, 0.525719),
+)
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -26,13 +31,12 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) ->
 
     `torch.optim.Muon` always iterates in bf16, which is several times slower on CPUs without bf16 units.
     """
-    a, b, c = NEWTON_SCHULZ
     x = matrices.to(dtype)
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
+    for a, b, c in POLYNOMIALS:
         gram = x @ x.mT
         x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
     return x.mT if tall else x
@@ -85,8 +89,43 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(state["momentum"], MUON_MOMENTUM)
 
 
+class WeightAverage(torch.optim.Optimizer):
+    """A running mean of the weights, which steps last and moves none of them; validations and the final model use it.
+
+    It looks back over about `lr` times the steps so far. `lr` follows the schedule: a decayed training ends on its own weights,
+    one that stops early on better ones (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, in running form).
+
+    Args:
+        parameters: trained parameters.
+        lr: the window as a share of the steps so far.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Take the weights as they are into the mean."""
+        assert closure is None, "a mean takes no closure"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state |= {"step": 0, "mean": parameter.detach().clone()}
+                state["step"] += 1
+                state["mean"].lerp_(parameter.detach(), 1 / (1 + group["lr"] * state["step"]))
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Swap weights and means."""
+        for parameter, state in self.state.items():
+            weights = parameter.detach().clone()
+            parameter.copy_(state["mean"])
+            state["mean"].copy_(weights)
+
+
 def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW alone, or Muon for hidden matrices with AdamW for embeddings, output layer, norms and biases.
+    """AdamW alone, or with Muon for hidden matrices and AdamW for embeddings, output layer, norms and biases; then the mean.
 
     Each group keeps its peak rate in `peak`, from which `set_learning_rates` scales.
 
@@ -115,6 +154,8 @@ def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.
     if hidden:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         optimizers.append(Muon(hidden, config.muon_learning_rate, config.weight_decay, dtype))
+    if config.average:
+        optimizers.append(WeightAverage([p for p in model.parameters() if p.requires_grad], config.average))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -136,6 +177,7 @@ def learning_rate_factor(progress: float, config: TrainConfig) -> float:
         >>> round(learning_rate_factor(0.515, TrainConfig(warmup=0.03)), 3)
         0.5
     """
+    assert config.warmup is not None, "resolved settings have a warm-up"
     if progress < config.warmup:
         return max(progress / config.warmup, 1e-3)
     if config.schedule == "constant":

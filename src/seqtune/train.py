@@ -28,7 +28,7 @@ from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, RunError
 from seqtune.feed import Feed, Step, part_tokens
 from seqtune.loss import TargetLoss, can_pack, compile_backbone
-from seqtune.optim import build_optimizers, learning_rate_factor, set_learning_rates
+from seqtune.optim import WeightAverage, build_optimizers, learning_rate_factor, set_learning_rates
 from seqtune.processes import autocast, make_accelerator, no_sync
 from seqtune.records import Encoded
 
@@ -91,7 +91,9 @@ class Trainer:
         self.model = model.to(self.accelerator.device)
         self.loss = self.accelerator.prepare(TargetLoss(self.model))
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config)]
+        optimizers = build_optimizers(self.model, config)
+        self.average = next((o for o in optimizers if isinstance(o, WeightAverage)), None)
+        self.optimizers = [self.accelerator.prepare(o) for o in optimizers]
         self.state = TrainState()
         device = self.accelerator.device
         on_gpu = device.type == "cuda"
@@ -183,6 +185,8 @@ class Trainer:
             self._log(epoch)
             self._validate(quiet)
         self.checkpoint()
+        if self.average:
+            self.average.exchange()
         self._end()
         return Outcome(self.state, total, reason)
 
@@ -191,9 +195,18 @@ class Trainer:
         # the parallel wrapper goes first: if it were the last to hold the group, the group's destructor would wait for its
         # threads with the interpreter locked, and they for the interpreter
         self.loss = self.accelerator.unwrap_model(self.loss)
-        self.optimizers = []  # their state is twice the model
+        self.optimizers, self.average = [], None  # their state is twice the model
         self.accelerator.free_memory()
         self.accelerator.end_training()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The mean of the weights in their place, if there is one."""
+        if self.average:
+            self.average.exchange()
+        yield
+        if self.average:
+            self.average.exchange()
 
     def load_best(self) -> None:
         """Put the weights of the best validation back into the model."""
@@ -296,15 +309,19 @@ class Trainer:
         return self.config.early_stopping is not None and self.state.num_worse >= self.config.early_stopping
 
     def _validate(self, quiet: bool) -> None:
-        """Score the weights as they are, unless that was done at this step, and keep them if they are the best."""
-        state = self.state
-        if self.validate is None or self._validated == state.step:
+        """Score the weights, or their mean, unless that was done at this step, and keep them if they are the best."""
+        if self.validate is None or self._validated == self.state.step:
             return
-        self._validated = state.step
+        self._validated = self.state.step
+        with self._averaged():
+            self._score(self.validate, quiet)
+
+    def _score(self, validate: Validate, quiet: bool) -> None:
+        state = self.state
         metrics = None
         if self.is_main:
             self.model.eval()
-            metrics = self.validate(self.model, state.validation_size)
+            metrics = validate(self.model, state.validation_size)
             self.model.train()
         metrics = self._agree(metrics)
         assert metrics is not None

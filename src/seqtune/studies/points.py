@@ -201,8 +201,8 @@ def why_no_prefix(config: Config) -> str | None:
     train, split = config.train, config.data.split
     if train.schedule != "constant":
         return f"train.schedule {train.schedule!r} spreads the rates over the length; 'constant' does not"
-    if train.warmup:
-        return f"train.warmup {train.warmup:g} is a share of the length; 0 is not"
+    if train.warmup != 0:
+        return "train.warmup is a share of the length; 0 is not"
     if config.data.validation_path or split.method == "column" or split.validation:
         return "validations along the way choose the weights that are kept; data.split.validation 0 leaves them out"
     if train.max_minutes:
