@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import tasks
 
 HERE = Path(__file__).parent
 SECTIONS = ("training", "decoding", "quality", "data", "startup", "adapters")
@@ -252,19 +253,24 @@ def quality(work: Path, repeats: int, threads: int, minutes: float) -> dict[str,
     trl = python_of("trl", work)
     script = str(HERE / "quality_one.py")
     common.make_model("base", work / "base" / "model")
-    ours = [sys.executable, script, str(work), "--minutes", str(minutes)]
-    variants = [Variant("seqtune", [*ours, "--recipe", "seqtune"]), Variant("paper's recipe", [*ours, "--recipe", "paper"])]
-    if trl:
-        peer = [trl, str(HERE / "peers" / "quality_trl.py"), str(work), "--minutes", str(minutes)]
-        variants += [Variant("TRL", peer), Variant("TRL, our rate and batch", [*peer, "--tuned"])]
-    measure(variants, repeats, threads, 60 * minutes + 300)
-    columns = {
-        "speed": lambda r: 1 / r["seconds"],
-        "seconds": lambda r: r["seconds"],
-        "exact match": lambda r: r["exact_match"],
-        "reached": lambda r: float(r["reached"]),
-    }
-    return {"time to quality": table(variants, columns, "seqtune")}
+    found = {}
+    for task in tasks.TASKS:
+        ours = [sys.executable, script, str(work), "--task", task, "--minutes", str(minutes)]
+        variants = [Variant("seqtune", ours), Variant("paper's recipe", [*ours, "--recipe", "paper"])]
+        if trl:
+            peer = [trl, str(HERE / "peers" / "quality_trl.py"), str(work), "--task", task, "--minutes", str(minutes)]
+            variants += [Variant("TRL", peer), Variant("TRL, our rate and batch", [*peer, "--tuned"])]
+        target = tasks.prepare(work, task)[2]
+        print(f"  {task}, {target:.0%} exact match", flush=True)
+        measure(variants, repeats, threads, 60 * minutes + 300)
+        columns = {
+            "speed": lambda r: 1 / r["seconds"],
+            "seconds": lambda r: r["seconds"],
+            "exact match": lambda r: r["exact_match"],
+            "reached": lambda r: float(r["reached"]),
+        }
+        found[f"time to {target:.0%} exact match, {task}"] = table(variants, columns, "seqtune")
+    return found
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -70,7 +70,11 @@ def _write(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-TASKS = {"dates": (dates, 20_000, 0.9), "names": (names, 40_000, 0.05), "phonemes": (phonemes, 60_000, 0.3)}  # maker, rows, exact match to reach
+TASKS = {
+    "dates": (dates, 20_000, 0.9),
+    "names": (names, 40_000, 0.05),
+    "phonemes": (phonemes, 60_000, 0.3),
+}  # maker, rows, exact match to reach
 NUM_VALIDATION = 200
 
 

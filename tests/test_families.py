@@ -65,7 +65,9 @@ def test_short_rows_in_bf16_train_by_plain_products_as_by_sdpa(loaded, monkeypat
             with torch.autocast("cpu", torch.bfloat16):
                 loss = TargetLoss(model)(batch)
             loss.backward()
-            found.append((float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+            found.append(
+                (float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+            )
         (loss_a, grad_a), (loss_b, grad_b) = found
         assert loss_a == pytest.approx(loss_b, rel=5e-3)
         assert functional.cosine_similarity(grad_a, grad_b, dim=0) > 0.995

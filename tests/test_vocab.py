@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from conftest import build_model, build_tokenizer, write_csv
+from seqtune import preparation
 from seqtune.config import load_config
 from seqtune.encode import Encoder
 from seqtune.errors import ModelError
-from seqtune.fit import fit
+from seqtune.fit import fit, make_encoder
 from seqtune.models import load_model, load_tokenizer
 from seqtune.predict import Predictor
 from seqtune.records import Encoded, Example, Prompt
@@ -71,6 +72,30 @@ def test_special_tokens_in_the_data_stay_text():
 def test_tokenizers_that_mark_word_starts_are_refused():
     with pytest.raises(ModelError, match="does not work with this tokenizer"):
         add_pieces(build_tokenizer("llama"), TEXTS, 20)
+
+
+def test_left_open_the_vocabulary_is_adapted_where_that_pays(tmp_path, monkeypatch):
+    """SMILES-like rows become far shorter; rows of the base's own words do not, few rows and adapters are left alone."""
+    folder = tmp_path / "gpt2"
+    tokenizer = build_tokenizer("gpt2")
+    build_model("gpt2", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shredded = [(f"C=CC=C{i}OC=O", f"{i}-xylene-oxidanyl") for i in range(60)]
+    plain = [(f"{i} the {i + 1}", f"{i} {i} {i}") for i in range(60)]
+
+    def num_added(rows: list[tuple[str, str]], least: int, **settings: object) -> int:
+        monkeypatch.setattr(preparation, "ADAPT_ROWS", least)
+        overrides = {"data.path": str(write_csv(tmp_path / "pairs.csv", rows)), "model.name": str(folder), **settings}
+        config = load_config(overrides=overrides)
+        return len(preparation.prepare(config, make_encoder(config)).new_tokens)
+
+    assert num_added(shredded, 10) > 5
+    assert num_added(plain, 10) == 0
+    assert num_added(shredded, 5000) == 0
+    assert num_added(shredded, 10, **{"adapter.method": "lora"}) == 0
+    assert num_added(shredded, 10, **{"model.adapt_vocabulary": 0}) == 0
+    monkeypatch.setattr(preparation, "SMALL", 10)
+    assert num_added(shredded, 10) == 0
 
 
 def test_a_run_carries_its_vocabulary(tmp_path):

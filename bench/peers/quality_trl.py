@@ -1,7 +1,7 @@
 """Training time until TRL reaches an exact match on 200 validation rows: `quality_trl.py WORK --task dates --minutes 15 [--tuned]`.
 
-At its defaults (but fp32; see train_trl.py), or `--tuned`: with seqtune's AdamW rate, tokens a batch and cosine schedule. The time of
-validations is left out.
+At its defaults (but fp32; see train_trl.py), or `--tuned`: with the rate that seqtune gives AdamW at this size (or `--rate`), as many rows
+a batch as make 2,048 tokens, and a cosine schedule. The time of validations is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-TARGETS = {"dates": 0.9, "names": 0.05}
+TARGETS = {"dates": 0.9, "names": 0.05, "phonemes": 0.3}
+BUDGET = 2048  # tokens a batch
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -76,14 +77,16 @@ if __name__ == "__main__":
     parser.add_argument("--task", choices=TARGETS, default="dates")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--tuned", action="store_true")
+    parser.add_argument("--rate", type=float, default=1.4e-3)
     parser.add_argument("--every", type=float, default=8.0)
     options = parser.parse_args()
     folder = options.work / f"task-{options.task}"
     tokenizer = AutoTokenizer.from_pretrained(options.work / "base" / "model")
     model = AutoModelForCausalLM.from_pretrained(options.work / "base" / "model", dtype="float32")
     train, validation = read(folder / "train.csv"), read(folder / "validation.csv")
+    sample = tokenizer([row["prompt"] + row["completion"] for row in train[:2000]])["input_ids"]
     tuned = {
-        "learning_rate": 3e-3, "per_device_train_batch_size": 64, "lr_scheduler_type": "cosine", "warmup_steps": 0.03,
+        "learning_rate": options.rate, "per_device_train_batch_size": round(BUDGET * len(sample) / sum(map(len, sample))), "lr_scheduler_type": "cosine", "warmup_steps": 0.03,
         "max_grad_norm": 1.0, "num_train_epochs": 5,
     }  # fmt: skip
     arguments = SFTConfig(

@@ -24,8 +24,8 @@ import torch
 from seqtune.batching import plan_epoch
 from seqtune.config import TrainConfig
 from seqtune.machine import has_bf16_units
+from seqtune.models import SMALL
 
-MUON_LIMIT = 50_000_000
 BF16_LIMIT = 10_000_000
 MUON_ADAMW_RATE = 6e-3
 MUON_WARMUP, ADAMW_WARMUP = 0.005, 0.03
@@ -81,7 +81,7 @@ def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> Tr
         num_parameters: of the model.
         lengths: tokens per training row [N].
     """
-    small = num_parameters < MUON_LIMIT
+    small = num_parameters < SMALL
     optimizer = ("muon" if small else "adamw") if config.optimizer == "auto" else config.optimizer
     rate = config.learning_rate or (MUON_ADAMW_RATE if optimizer == "muon" else adamw_rate(num_parameters))
     budget = config.token_budget or (SMALL_BUDGET if small else LARGE_BUDGET)

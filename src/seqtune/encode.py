@@ -10,6 +10,7 @@ A worked row with a byte-level tokenizer, `loss_on="target"`:
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from seqtune.errors import ModelError, SupervisionError
 from seqtune.records import Encoded, Prompt
 from seqtune.vocab import add_pieces
+
+NUM_COUNTED = 10_000  # texts whose tokens tell how much shorter a vocabulary makes them
 
 
 class Encoder:
@@ -64,9 +67,19 @@ class Encoder:
         at = next((i for i in range(len(with_special)) if with_special[i : i + len(bare)] == bare), 0)
         return list(with_special[:at])
 
-    def adapt(self, texts: list[str], num_pieces: int) -> dict[int, list[int]]:
-        """Add the frequent pieces of `texts` to the vocabulary; see `seqtune.vocab.add_pieces`."""
-        new_tokens = add_pieces(self.tokenizer, texts, num_pieces)
+    def adapt(self, texts: list[str], num_pieces: int, worth: float = 1.0) -> dict[int, list[int]]:
+        """Add the frequent pieces of `texts` to the vocabulary; see `seqtune.vocab.add_pieces`.
+
+        Args:
+            texts: of the training rows.
+            num_pieces: at most so many.
+            worth: leave the vocabulary as it is if the texts keep more than this share of their tokens.
+        """
+        adapted = copy.deepcopy(self.tokenizer)
+        new_tokens = add_pieces(adapted, texts, num_pieces)
+        if worth < 1 and _count(adapted, texts) > worth * _count(self.tokenizer, texts):
+            return {}
+        self.tokenizer = adapted
         self.vocab_size = max([self.vocab_size, *(token + 1 for token in new_tokens)])
         return new_tokens
 
@@ -122,3 +135,7 @@ class Encoder:
     def decode(self, ids: list[int]) -> str:
         """Text of target ids, special tokens left out, spaces untouched."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> int:
+    return sum(map(len, tokenizer(texts[:NUM_COUNTED], add_special_tokens=False)["input_ids"]))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqtune.batching import StepPlan, collate, cut
+from seqtune.models import SMALL
 from seqtune.records import Batch, Encoded
 
-LARGE = 50_000_000  # parameters
 AHEAD = 2  # steps that are collated ahead
 PACK_LENGTH = 512  # tokens of a packed row: longer ones waste attention, shorter ones waste room
 
@@ -42,7 +42,7 @@ def part_tokens(num_parameters: int, num_trained: int) -> int:
     """
     if 2 * num_trained <= num_parameters:
         return 512
-    return 2048 if num_parameters < LARGE else 1024
+    return 2048 if num_parameters < SMALL else 1024
 
 
 class Feed:

@@ -123,6 +123,8 @@ def starting_point(
     model = models.load_trained(config.model, config.train.seed, merged=True)
     check_engine(model, config.decode)
     extend_embeddings(model, prepared.new_tokens)
+    if prepared.new_tokens:
+        _say(f"vocabulary: {len(prepared.new_tokens):,} frequent pieces of the training texts are added", quiet)
     tokenizer, kept = encoder.tokenizer, None
     full = config.adapter.method == "full"
     if full if config.model.trim_vocabulary is None else config.model.trim_vocabulary:

@@ -17,6 +17,7 @@ from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, did_you_mean
 from seqtune.machine import settle_in
 
+SMALL = 50_000_000  # parameters; below, defaults are others: see `seqtune.defaults`
 # Families without a position limit of their own (BLOOM's ALiBi) get this one; it bounds memory, not quality.
 UNLIMITED_LENGTH = 2048
 OWN_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
@@ -123,6 +124,17 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
         raise ModelError(f"{config.name!r} is an encoder-decoder; seqtune trains causal (decoder-only) models")
     use_fast_attention(model)
     return model
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of the architecture, counted without weights.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.trust_remote_code)
+    return sum(p.numel() for p in model.parameters())
 
 
 def load_trained(config: ModelConfig, seed: int, *, merged: bool = False) -> PreTrainedModel:

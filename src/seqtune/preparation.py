@@ -15,13 +15,18 @@ from typing import Any
 from seqtune import plugins, runs
 from seqtune.config import Config, DataConfig, load_config
 from seqtune.encode import Encoder
-from seqtune.errors import ConfigError
+from seqtune.errors import ConfigError, ModelError
+from seqtune.models import SMALL, num_parameters
 from seqtune.records import Example, Prompt, Rejected
 from seqtune.sources import check_rejected_share, open_table, read_examples
 from seqtune.splits import SPLITS, leakage, split_examples, subset
 from seqtune.tasks import Task
 from seqtune.templates import inverted_ids
 from seqtune.token_table import TokenTable, encode_table
+
+# measured in bench/LOG.md: pieces pay where rows become far shorter, and not on tables so small that they are learnt by heart
+ADAPT_PIECES, ADAPT_WORTH, ADAPT_ROWS = 1024, 0.6, 5000
+MOST_ADAPT_TEXTS = 200_000  # frequent pieces of so many texts are those of the table
 
 
 @dataclass(slots=True)
@@ -69,6 +74,19 @@ class Prepared:
         }
 
 
+def _adapted(config: Config, encoder: Encoder, texts: list[str]) -> dict[int, list[int]]:
+    """The tokens that the vocabulary gains: as many as asked for, or, if that is left open, what has proved worth it."""
+    asked = config.model.adapt_vocabulary
+    if asked is not None:
+        return encoder.adapt(texts, asked) if asked else {}
+    if config.adapter.method != "full" or len(texts) < 2 * ADAPT_ROWS or num_parameters(config.model) >= SMALL:
+        return {}
+    try:  # where a tokenizer cannot take pieces, there is nothing to be gained
+        return encoder.adapt(texts[:MOST_ADAPT_TEXTS], ADAPT_PIECES, ADAPT_WORTH)
+    except ModelError:
+        return {}
+
+
 def _by_reason(rejected: list[Rejected]) -> dict[str, int]:
     """Counts by reason, with the row's own numbers and texts taken out."""
     shapes = Counter("".join("#" if c.isdigit() else c for c in r.reason).split(":")[0] for r in rejected)
@@ -94,7 +112,7 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
     template.check_columns(list(next(iter(dealt["train"])).fields))
     turned = inverted_ids(dealt["train"], config.format.inversion, config.train.seed)
     texts = [text for e in dealt["train"] for text in (e.input, e.output or "")]
-    new_tokens = encoder.adapt(texts, config.model.adapt_vocabulary) if config.model.adapt_vocabulary else {}
+    new_tokens = _adapted(config, encoder, texts)
     kept: dict[str, list[Example]] = {}
     prompts: list[Prompt] = []
     encoded = TokenTable.of([])
