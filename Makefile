@@ -27,7 +27,7 @@ check: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[chem,fast]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python bench/run.py $(BENCH)
 
 clean:

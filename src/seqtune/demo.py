@@ -72,8 +72,6 @@ def configuration(table: Path, folder: Path, minutes: float) -> Config:
             "data.split": {"method": "grouped", "key": "skeleton", "validation": 0.01, "test": 0.02},
             "train.max_minutes": minutes,
             "train.epochs": 20,
-            "train.token_budget": 2048,
-            "model.adapt_vocabulary": 1024,
             "train.validate_every": 400,
             "train.validate_examples": 100,
             "train.validate_max_seconds": 10,
