@@ -45,7 +45,7 @@ if __name__ == "__main__":
         predictor = Predictor.load(str(folder), decode)
         predictor.task = Task("smiles", "iupac", "plain", "{output}", "\n")
         limit = options.new
-    encoded = predictor._encode([Example(str(i), t, None) for i, t in enumerate(texts)])
+    encoded = predictor._encode([Example(str(i), t, None) for i, t in enumerate(texts)], texts)
     sources = sorted((s for s in encoded if isinstance(s, np.ndarray)), key=len)
     end = predictor.encoder.end if options.new is None else predictor.model.config.vocab_size - 1
     if options.engine == "native":

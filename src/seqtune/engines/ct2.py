@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -88,6 +89,10 @@ class CTranslate2Engine:
         converter: Any = importlib.import_module("ctranslate2.converters").TransformersConverter(str(folder))
         try:
             converter.convert(str(hidden), quantization=weights, force=True)
+            settings = json.loads((hidden / "config.json").read_text())
+            for name in ("bos_token", "eos_token", "unk_token"):  # the loader of OPT writes null where a tokenizer has none
+                settings[name] = settings.get(name) or self.tokenizer.eos_token
+            (hidden / "config.json").write_text(json.dumps(settings))
             shutil.rmtree(final, ignore_errors=True)
             hidden.rename(final)
         finally:
