@@ -105,7 +105,7 @@ TRAINING = (  # shape, batch, steps (warm-up comes on top)
 def training(work: Path, repeats: int, threads: int, shapes: list[str]) -> dict[str, Any]:
     """Real (non-padding) tokens a second of one optimizer step after the other."""
     found = {}
-    trl, factory = python_of("trl", work), python_of("llamafactory", work)
+    trl = python_of("trl", work)
     for shape, batch, steps in TRAINING:
         if shapes and shape not in shapes:
             continue
@@ -123,8 +123,6 @@ def training(work: Path, repeats: int, threads: int, shapes: list[str]) -> dict[
         if trl:
             script = str(HERE / "peers" / "train_trl.py")
             variants[1:1] = [Variant("TRL", [trl, script, *size]), Variant("TRL packed", [trl, script, *size, "--packed"])]
-        if factory:
-            variants.insert(-2, Variant("LLaMA-Factory", [factory, str(HERE / "peers" / "train_llamafactory.py"), *size]))
         print(f"  {shape}, batch {batch}", flush=True)
         measure(variants, repeats, threads, 600)
         columns = {
