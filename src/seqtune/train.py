@@ -113,6 +113,7 @@ class Trainer:
         size += " packed" if c.batching == "pack" else ""
         limit = f", at most {c.max_minutes:g} minutes" if c.max_minutes else ""
         width = self.accelerator.num_processes
+        limit += f", mean of the weights over {c.average:.0%} of the steps" if c.average else ""
         limit += f", {width} processes" if width > 1 else ""
         return (
             f"{self.num_parameters / 1e6:.1f} M parameters{self._trained()} on {self.accelerator.device} in {c.precision}; "
@@ -202,10 +203,13 @@ class Trainer:
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """The mean of the weights in their place, if there is one."""
-        if self.average:
-            self.average.exchange()
-        yield
-        if self.average:
+        if self.average is None:
+            yield
+            return
+        self.average.exchange()
+        try:
+            yield
+        finally:
             self.average.exchange()
 
     def load_best(self) -> None:
