@@ -255,12 +255,13 @@ def quality(work: Path, repeats: int, threads: int, minutes: float) -> dict[str,
     common.make_model("base", work / "base" / "model")
     found = {}
     for task in tasks.TASKS:
-        ours = [sys.executable, script, str(work), "--task", task, "--minutes", str(minutes)]
+        target = tasks.prepare(work, task)[2]
+        asked = [str(work), "--task", task, "--minutes", str(minutes)]
+        ours = [sys.executable, script, *asked]
         variants = [Variant("seqtune", ours), Variant("paper's recipe", [*ours, "--recipe", "paper"])]
         if trl:
-            peer = [trl, str(HERE / "peers" / "quality_trl.py"), str(work), "--task", task, "--minutes", str(minutes)]
+            peer = [trl, str(HERE / "peers" / "quality_trl.py"), *asked, "--target", str(target)]
             variants += [Variant("TRL", peer), Variant("TRL, our rate and batch", [*peer, "--tuned"])]
-        target = tasks.prepare(work, task)[2]
         print(f"  {task}, {target:.0%} exact match", flush=True)
         measure(variants, repeats, threads, 60 * minutes + 300)
         columns = {

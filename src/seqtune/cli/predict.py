@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,18 +70,11 @@ def predict(
     if out and Path(out).suffix not in OUT_KINDS:
         raise ConfigError(f"--out {out!r}: the file must end in {', '.join(OUT_KINDS)}")
     flags = overrides(
-        settings,
-        decode__num_beams=num_beams,
-        decode__num_return=num_return,
-        decode__length_penalty=length_penalty,
-        decode__max_new_tokens=max_new_tokens,
-        decode__verify=verify,
-        decode__abstain=abstain,
-        decode__engine=engine,
-    )
+        settings, decode__num_beams=num_beams, decode__num_return=num_return, decode__length_penalty=length_penalty,
+        decode__max_new_tokens=max_new_tokens, decode__verify=verify, decode__abstain=abstain, decode__engine=engine,
+    )  # fmt: skip
     config = load_config(None, flags)
     from seqtune.predict import Predictor
-    from seqtune.runs import write_prediction_table, write_predictions
 
     several = config.decode.num_return > 1
     if adapter:
@@ -99,11 +92,17 @@ def predict(
         answers = list(answers)
         _draw(predictor, answers, Path(grid))
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        (write_predictions if out.endswith(".jsonl") else write_prediction_table)(Path(out), answers)
+        _write(answers, Path(out))
         return
     for number, prediction in enumerate(answers, start=1):
         _print(prediction, number, as_json, several)
+
+
+def _write(answers: Iterable[Prediction], out: Path) -> None:
+    from seqtune.runs import write_prediction_table, write_predictions
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (write_predictions if out.suffix == ".jsonl" else write_prediction_table)(out, answers)
 
 
 def _from_table(predictor: Predictor, file: str, data: DataConfig) -> Iterator[Prediction]:
