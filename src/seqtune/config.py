@@ -103,8 +103,7 @@ class AdapterConfig(Section):
     """Which parameters are trained: all of them, or few that are added or picked."""
 
     method: Literal[
-        "full", "lora", "qlora", "vera", "oft", "ia3", "bottleneck", "prompt_tuning", "p_tuning", "prefix_tuning", "bitfit",
-        "layers",
+        "full", "lora", "qlora", "oft", "ia3", "bottleneck", "prompt_tuning", "p_tuning", "prefix_tuning", "bitfit", "layers",
     ] = Field(default="full", description="full: all parameters")  # fmt: skip
     rank: PositiveInt = Field(default=8, description="lora, qlora, bottleneck (its width), oft (its block size)")
     alpha: PositiveFloat = Field(default=16.0, description="lora, qlora: updates are scaled by alpha / rank")
