@@ -17,6 +17,7 @@ from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.attention import use_fast_attention
 from seqtune.chem.sources import chemicals_table
 from seqtune.config import DecodeConfig
+from seqtune.engines import packed
 from seqtune.engines.native import NativeEngine
 from seqtune.engines.reference import TransformersEngine
 from test_engines import _make_end_likely
@@ -25,6 +26,7 @@ NUM_INPUTS, LIMIT, END = 500, 24, 3
 SEARCHES = ((1, 1, 1.0), (3, 3, 1.0), (5, 5, 1.0), (5, 2, 0.6), (5, 1, 0.0), (10, 3, 1.2))
 
 if __name__ == "__main__":
+    packed.SMALLEST = 1  # these models are small; larger ones are packed
     frame, _ = chemicals_table(30, 60)
     texts = frame["smiles"].sample(NUM_INPUTS, shuffle=True, seed=0).to_list()
     print(

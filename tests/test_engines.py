@@ -7,11 +7,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.attention import use_fast_attention
 from seqtune.config import DecodeConfig
-from seqtune.engines import make_engine
+from seqtune.engines import make_engine, packed
 from seqtune.engines.native import NativeEngine, fits
 from seqtune.engines.reference import TransformersEngine
 from seqtune.errors import ConfigError
@@ -45,9 +46,10 @@ def _make_end_likely(model, end: int, sources: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize(("num_beams", "num_return", "length_penalty"), SEARCHES)
-def test_native_equals_transformers(family, num_beams, num_return, length_penalty):
+def test_native_equals_transformers(family, num_beams, num_return, length_penalty, monkeypatch):
     """Rows enter and leave at different steps here, because the budget holds only some of them at once."""
     model, fast, sources, end = family
+    monkeypatch.setattr(packed, "SMALLEST", 1)  # as in models of a useful size
     config = DecodeConfig(num_beams=num_beams, num_return=num_return, length_penalty=length_penalty, token_budget=1500)
     limits = [LIMIT] * NUM_SOURCES
     theirs = dict(TransformersEngine(model, end, config).generate(sources, limits))
@@ -163,3 +165,29 @@ def test_what_ctranslate2_cannot_convert_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(ConfigError, match="ctranslate2 cannot serve .* use decode.engine = 'native'"):
         make_engine(model, 0, DecodeConfig(engine="ctranslate2"), tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_packed_weights_give_the_same_results_and_leave_no_trace(family, monkeypatch):
+    model = build_model(family, 120)
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    ids = torch.arange(24).view(2, 12)
+    layers = [m for m in model.modules() if type(m) in {torch.nn.Linear, Conv1D}]
+    with torch.inference_mode():
+        expected = model(ids).logits
+        with packed.packed(model):
+            assert all(m.forward.func is packed._linear for m in layers)
+            found = model(ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in m.__dict__ for m in layers)
+
+
+def test_packed_weights_leave_hooked_and_small_layers_alone():
+    hooked, small, large = torch.nn.Linear(512, 512), torch.nn.Linear(8, 8), torch.nn.Linear(512, 512)
+    hooked.forward = hooked.forward
+    model = torch.nn.Sequential(hooked, small, large)
+    with torch.inference_mode(), packed.packed(model):
+        assert "forward" not in small.__dict__
+        assert "forward" in large.__dict__
+    assert "forward" in hooked.__dict__
+    assert "forward" not in large.__dict__

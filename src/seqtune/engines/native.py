@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from seqtune.attention import KeyPositions, has_key_positions
 from seqtune.config import DecodeConfig
 from seqtune.engines.beams import Beams
+from seqtune.engines.packed import packed
 from seqtune.records import Candidate
 from seqtune.soft_prompts import num_virtual_tokens, put_prefix
 
@@ -93,9 +94,10 @@ class SlotCache:
 
     def grow(self, num_slots: int) -> None:
         """Make room for more slots a row."""
-        more = (0, 0, 0, 0, 0, num_slots - self.num_slots)
-        self.keys = [functional.pad(store, more) for store in self.keys]
-        self.values = [functional.pad(store, more) for store in self.values]
+        for stores in (self.keys, self.values):
+            for layer, store in enumerate(stores):
+                stores[layer] = _zeros((self.num_rows, num_slots, *store.shape[2:]), store)
+                stores[layer][:, : self.num_slots] = store
         self.num_slots = num_slots
 
     def move(self, source: int, target: int, slots: int) -> None:
@@ -276,7 +278,7 @@ class NativeEngine:
         search = (self.end, config.length_penalty)
         decoder = Decoder(self.model, num_rows, num_slots, config.num_beams, max(limits), search)
         filling = False
-        with decoder.stack:
+        with decoder.stack, packed(self.model):
             while waiting or decoder.names:
                 free = num_rows - len(decoder.names)
                 filling = bool(waiting) and free > 0 and (filling or not decoder.names or free * ENTER_SHARE >= num_rows)
