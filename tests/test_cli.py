@@ -182,9 +182,9 @@ def test_evaluate_equals_score_on_its_file(fitted, tmp_path):
     assert "sacrebleu:" in table_text
 
 
-def test_compare_two_files(fitted):
+def test_compare_a_run_and_a_file(fitted):
     file = str(fitted / "predictions.jsonl")
-    result = json.loads(run("compare", file, file, "--json").stdout)
+    result = json.loads(run("compare", str(fitted), file, "--json").stdout)
     assert result["exact_match"]["p_value"] == 1.0
     assert "paired randomisation" in run("compare", file, file).stdout
 

@@ -153,8 +153,9 @@ def test_bad_prediction_files(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(DataError, match=message):
         read_predictions(path)
-    with pytest.raises(DataError, match="does not exist"):
-        read_predictions(tmp_path / "absent.jsonl")
+    for missing in (tmp_path / "absent.jsonl", tmp_path):
+        with pytest.raises(DataError, match="does not exist"):
+            read_predictions(missing)
 
 
 def test_scoring_never_loads_torch():

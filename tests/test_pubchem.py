@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import polars
 import pytest
 
-from seqtune.chem import commands, pubchem
+from seqtune.chem import commands, pipeline, pubchem
 from seqtune.chem.download import fetch
 from seqtune.errors import DataError
 
@@ -87,6 +87,10 @@ def test_broken_files_are_named(files, tmp_path):
     shuffled = write(tmp_path / "shuffled", dict(sorted(smiles.items(), key=lambda item: item[1])))
     with pytest.raises(DataError, match="is not ascending by CID"):
         join(shuffled, second, out)
+    twice = tmp_path / "twice"
+    twice.write_text("1\tC\n2\tCC\n2\tCCC\n")
+    with pytest.raises(DataError, match="is not ascending by CID"):
+        join(twice, second, out)
     wrong = tmp_path / "wrong"
     wrong.write_text("CCO\t1\n")
     with pytest.raises(DataError, match="not lines of CID <tab> text near 'CCO"):
@@ -95,6 +99,19 @@ def test_broken_files_are_named(files, tmp_path):
         join(write(tmp_path / "other", {10**9: "C"}), second, out)
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".csv"])
+def test_a_table_that_cannot_be_written_ends_the_work(tmp_path, kind):
+    frame = polars.DataFrame({"smiles": ["C"] * 1000})
+
+    def fill():
+        with pipeline._Writer(tmp_path / "absent" / f"table{kind}") as writer:
+            for _ in range(1000):
+                writer.write(frame)
+
+    with pytest.raises(FileNotFoundError):
+        fill()
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def configuration(table: Path, folder: Path, minutes: float) -> Config:
 def run(config: Config) -> Demo:
     """Fine-tune, then ask the base model a sample of the same test questions."""
     fitted = fit(config)
-    ours = read_predictions(fitted.folder / "predictions.jsonl")
+    ours = read_predictions(fitted.folder)
     questions = [Example(p.id, p.input, p.reference) for p in ours]
     model = models.load_model(config.model, config.train.seed).to(best_device())  # type: ignore[arg-type]
     task = Task.load(fitted.folder / "task.yaml")

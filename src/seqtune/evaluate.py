@@ -25,12 +25,17 @@ NUM_STRATA = 4
 def read_predictions(path: str | Path) -> list[Prediction]:
     """Read `predictions.jsonl`; only `prediction` and `reference` are required, rows without reference are refused.
 
+    Args:
+        path: the file, or the run or evaluation folder that holds it.
+
     Raises:
         DataError: the file is missing or empty, or a line is broken; names the line.
     """
     file = Path(path)
+    if file.is_dir():
+        file /= "predictions.jsonl"
     if not file.is_file():
-        raise DataError(f"{str(path)!r} does not exist; it should be a predictions.jsonl")
+        raise DataError(f"{str(file)!r} does not exist; it should be a predictions.jsonl, or a folder that holds one")
     predictions = []
     try:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):

@@ -12,7 +12,6 @@ from functools import lru_cache
 from rdkit import Chem, RDLogger
 from rdkit.Chem import Mol, rdMolDescriptors
 from rdkit.Chem.MolStandardize import rdMolStandardize
-from rdkit.Chem.Scaffolds import MurckoScaffold
 
 RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
 # its complaints go to stderr from C++, one or more a molecule
@@ -79,7 +78,7 @@ def scaffold(smiles: str) -> str | None:
     mol = parse(smiles)
     if mol is None or not mol.GetNumAtoms():
         return None
-    core = MurckoScaffold.MurckoScaffoldSmiles(mol=parent(mol), includeChirality=False)
+    core = Chem.MolToSmiles(Chem.MurckoDecompose(parent(mol)), isomericSmiles=False)
     return core or f"acyclic {skeleton(smiles)}"
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from queue import Full, Queue
 
 import numpy as np
 import polars
-import pyarrow.parquet
+from polars.io.plugins import register_io_source
 
 from seqtune.chem import opsin
 from seqtune.chem.curation import Curated, Curation, curate
@@ -92,15 +92,13 @@ def write_table(frames: Frames, curation: Curation, out: Path, counts: Counter[s
     check_kind(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        final, dropped = _Writer(Path(folder) / f"final{out.suffix}"), _Writer(Path(folder) / "dropped.parquet")
-        if curation.reads_structures:
-            _write_different(frames, Path(folder), final, dropped, counts)
-        else:
-            for frame in frames:
-                counts["kept"] += frame.height
-                final.write(frame)
-        final.close()
-        dropped.close()
+        with _Writer(Path(folder) / f"final{out.suffix}") as final, _Writer(Path(folder) / "dropped.parquet") as dropped:
+            if curation.reads_structures:
+                _write_different(frames, Path(folder), final, dropped, counts)
+            else:
+                for frame in frames:
+                    counts["kept"] += frame.height
+                    final.write(frame)
         if not counts["kept"]:
             raise DataError(f"no row is kept; {_account(counts)}")
         if dropped.path.exists():
@@ -115,9 +113,8 @@ def _account(counts: Counter[str]) -> str:
 
 def _write_different(frames: Frames, scratch: Path, final: _Writer, dropped: _Writer, counts: Counter[str]) -> None:
     """Write the kept rows that repeat no earlier one; the others, with their rules, to `dropped`."""
-    kept = _Writer(scratch / "kept.parquet")
     columns = ["cid", "smiles", "iupac", "rule"]
-    with (scratch / "hashes").open("wb") as hashes:
+    with _Writer(scratch / "kept.parquet") as kept, (scratch / "hashes").open("wb") as hashes:
         for frame in frames:
             counts["rows"] += frame.height
             for rule, number in frame["rule"].drop_nulls().value_counts().iter_rows():
@@ -127,13 +124,10 @@ def _write_different(frames: Frames, scratch: Path, final: _Writer, dropped: _Wr
             kept.write(good)
             pairs = np.column_stack([good["smiles"].hash(0).to_numpy(), good["iupac"].hash(0).to_numpy()])
             hashes.write(np.ascontiguousarray(pairs, dtype=np.uint64).tobytes())
-    kept.close()
     repeats = _repeats(scratch / "hashes")
-    start = 0
-    for batch in pyarrow.parquet.ParquetFile(kept.path).iter_batches(BATCH) if len(repeats) else ():
-        frame = polars.DataFrame(batch)
-        reasons = polars.Series(repeats[start : start + frame.height])
-        start += frame.height
+    for start in range(0, len(repeats), BATCH):
+        frame = polars.scan_parquet(kept.path).slice(start, BATCH).collect()
+        reasons = polars.Series(repeats[start : start + BATCH])
         for code, rule in REPEATS.items():
             again = frame.filter(reasons == code)
             counts[rule] += again.height
@@ -184,39 +178,50 @@ def _in_part(values: np.ndarray, part: int, num_parts: int) -> np.ndarray:
 
 
 class _Writer:
-    """Appends frames to a table, in a thread: compressing one frame goes on while the next one is made."""
+    """Appends frames to a table, made with the first one; polars writes them in a thread while the next ones come."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.handle: Any = None
+        self.waiting: Queue[polars.DataFrame | None] = Queue(maxsize=1)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self.under_way: Future[None] | None = None
+        self.writing: Future[None] | None = None
+
+    def __enter__(self) -> _Writer:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish the file, and let the thread end whatever happened."""
+        try:
+            if self.writing:
+                self._put(None)
+                self.writing.result()
+        finally:
+            self.pool.shutdown()
 
     def write(self, frame: polars.DataFrame) -> None:
-        """Hand a frame over, once the one before it is written."""
+        """Hand a frame over, once the one before it is taken."""
         if frame.height:
-            self._wait()
-            self.under_way = self.pool.submit(self._append, frame)
+            self.writing = self.writing or self.pool.submit(self._sink, frame.schema)
+            self._put(frame)
 
-    def _wait(self) -> None:
-        if self.under_way is not None:
-            self.under_way.result()
+    def _put(self, frame: polars.DataFrame | None) -> None:
+        assert self.writing, "begun by the first frame"
+        while not self.writing.done():
+            try:
+                self.waiting.put(frame, timeout=1.0)
+            except Full:
+                continue
+            return
+        self.writing.result()  # nothing takes frames any more: says why
 
-    def _append(self, frame: polars.DataFrame) -> None:
+    def _sink(self, schema: polars.Schema) -> None:
+        frames = register_io_source(self._frames, schema=schema)
         if self.path.suffix == ".parquet":
-            table = frame.to_arrow()
-            if self.handle is None:  # texts hardly ever repeat, so dictionaries of them would be made for nothing
-                options: Any = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
-                self.handle = pyarrow.parquet.ParquetWriter(self.path, table.schema, **options)
-            self.handle.write_table(table)
+            frames.sink_parquet(self.path, compression_level=1)
         else:
-            first = self.handle is None
-            self.handle = self.handle or self.path.open("wb")
-            frame.write_csv(self.handle, include_header=first, separator="\t" if self.path.suffix == ".tsv" else ",")
+            frames.sink_csv(self.path, separator="\t" if self.path.suffix == ".tsv" else ",")
 
-    def close(self) -> None:
-        """Finish the file."""
-        self._wait()
-        self.pool.shutdown()
-        if self.handle is not None:
-            self.handle.close()
+    def _frames(self, *_: object) -> Frames:
+        while (frame := self.waiting.get()) is not None:
+            yield frame

@@ -66,7 +66,8 @@ def root(
     """Turn a small pretrained language model and a table of pairs into a measured specialist."""
 
 
-_DISK_FULL = "the disk is full{}; free some space, then --resume goes on from the last checkpoint"
+NO_SPACE = "No space left on device"  # safetensors and polars wrap the operating system's error, or leave out its number
+_DISK_FULL = "the disk is full{}; free some space, then run the command again; a training goes on with --resume"
 
 
 def run_app(arguments: Sequence[str]) -> int:
@@ -85,14 +86,13 @@ def run_app(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE in str(error):
             return complain(_DISK_FULL.format(f" while writing {error.filename!r}" if error.filename else ""))
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
             return complain(f"{error.strerror}: {error.filename!r}")
         raise
     except Exception as error:
-        # safetensors and polars wrap the operating system's error in types of their own
-        if "No space left on device" in str(error):
+        if NO_SPACE in str(error):
             return complain(_DISK_FULL.format(""))
         raise
     return DONE

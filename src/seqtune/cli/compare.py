@@ -11,13 +11,13 @@ from seqtune.cli.app import JsonOption, app, print_json, stdout_console
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A.jsonl", help="The first system's predictions.")],
-    b: Annotated[str, typer.Argument(metavar="B.jsonl", help="The second system's, on the same items.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="The first system: a run folder, or predictions.jsonl.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The second one, on the same items.")],
     as_json: JsonOption = False,
 ) -> None:
     """Say whether two prediction files differ by more than chance (paired randomisation test).
 
-    [bold]Example[/bold]: seqtune compare runs/small/predictions.jsonl runs/large/predictions.jsonl
+    [bold]Example[/bold]: seqtune compare runs/small runs/large
     """
     from seqtune.evaluate import compare as procedure
     from seqtune.evaluate import read_predictions

@@ -32,9 +32,7 @@ def packed(model: nn.Module) -> Iterator[None]:
     layers: list[Any] = [m for m in model.modules() if _gains(m)] if _available() else []
     try:
         for layer in layers:
-            weight_OI = layer.weight.T if type(layer) is Conv1D else layer.weight
-            copy = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), TYPICAL_ROWS)
-            layer.forward = partial(_linear, copy, layer.bias)
+            layer.forward = partial(_linear, _packed_weight(layer), layer.bias)
         yield
     finally:
         for layer in layers:
@@ -51,6 +49,11 @@ def _gains(module: Any) -> bool:
 
 def _available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def _packed_weight(layer: nn.Linear | Conv1D) -> torch.Tensor:
+    weight_OI = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), TYPICAL_ROWS)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:

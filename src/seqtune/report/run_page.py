@@ -20,7 +20,7 @@ MAX_PICTURES = 60
 def run_page(folder: Path) -> str:
     """The page of a folder with `metrics.json` and `predictions.jsonl`."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    predictions = read_predictions(folder / "predictions.jsonl")
+    predictions = read_predictions(folder)
     log = folder / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     plots = [("Training", _training_plot(lines))] if any("loss" in line for line in lines) else []

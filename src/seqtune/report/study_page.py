@@ -56,7 +56,7 @@ def _best(results: polars.DataFrame, axes: Sequence[str]) -> dict[str, Any] | No
     if not rows:
         return None
     row = max(rows, key=lambda row: (row["exact_match"], row["edit_similarity"]))
-    predictions = read_predictions(_evaluation(row) / "predictions.jsonl")
+    predictions = read_predictions(_evaluation(row))
     return {
         "name": analysis.label(row, [name for name in axes if results[name].n_unique() > 1]),
         "plots": confidence_plots(predictions),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,10 +114,7 @@ def compare(results: polars.DataFrame) -> polars.DataFrame:
 
 def _items(evaluations: Sequence[str]) -> tuple[list[tuple[str, str | None]], dict[str, np.ndarray]]:
     """The items that a combination was scored on, and their statistics, averaged over its seeds."""
-    seeds = [
-        sorted(read_predictions(Path(folder) / "predictions.jsonl"), key=lambda p: (p.input, p.reference or ""))
-        for folder in evaluations
-    ]
+    seeds = [sorted(read_predictions(folder), key=lambda p: (p.input, p.reference or "")) for folder in evaluations]
     keys = [(p.input, p.reference) for p in seeds[0]]
     statistics = {}
     for name in COMPARED:
