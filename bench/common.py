@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -113,8 +112,8 @@ def machine() -> dict[str, Any]:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process; `ru_maxrss` would not be below the size of the process that started it."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def report(**values: Any) -> None:

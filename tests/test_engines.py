@@ -182,7 +182,7 @@ def test_packed_weights_give_the_same_results_and_leave_no_trace(family, monkeyp
     assert not any("forward" in m.__dict__ for m in layers)
 
 
-def test_packed_weights_leave_hooked_and_small_layers_alone():
+def test_packed_weights_leave_hooked_and_small_layers_alone(monkeypatch):
     hooked, small, large = torch.nn.Linear(512, 512), torch.nn.Linear(8, 8), torch.nn.Linear(512, 512)
     hooked.forward = hooked.forward
     model = torch.nn.Sequential(hooked, small, large)
@@ -191,3 +191,6 @@ def test_packed_weights_leave_hooked_and_small_layers_alone():
         assert "forward" in large.__dict__
     assert "forward" in hooked.__dict__
     assert "forward" not in large.__dict__
+    monkeypatch.setattr(packed, "available_memory", lambda: 2 * large.weight.nbytes - 1)
+    with packed.packed(large):
+        assert "forward" not in large.__dict__, "no room for a copy"

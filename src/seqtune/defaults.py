@@ -8,7 +8,7 @@
 | warmup | 0.005 | 0.03 |
 | average | 0.15 | 0 |
 
-Precision is bf16 where the hardware has units for it, but for AdamW on CPUs only from 10 M parameters up.
+Precision is bf16 where the hardware has units for it.
 
 Epochs are 3, or as many as give 1,000 steps if 3 give fewer, but never more than 50. What was measured for these
 choices is in `bench/LOG.md`.
@@ -19,14 +19,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from seqtune.batching import plan_epoch
 from seqtune.config import TrainConfig
 from seqtune.machine import has_bf16_units
 from seqtune.models import SMALL
 
-BF16_LIMIT = 10_000_000
 MUON_ADAMW_RATE = 6e-3
 MUON_WARMUP, ADAMW_WARMUP = 0.005, 0.03
 AVERAGE = 0.15
@@ -85,9 +83,7 @@ def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> Tr
     optimizer = ("muon" if small else "adamw") if config.optimizer == "auto" else config.optimizer
     rate = config.learning_rate or (MUON_ADAMW_RATE if optimizer == "muon" else adamw_rate(num_parameters))
     budget = config.token_budget or (SMALL_BUDGET if small else LARGE_BUDGET)
-    # on CPUs, converting the weights of a small model costs more than its products gain, unless Muon has many more of them
-    quick = has_bf16_units() and (optimizer == "muon" or num_parameters >= BF16_LIMIT or torch.cuda.is_available())
-    precision = ("bf16" if quick else "fp32") if config.precision == "auto" else config.precision
+    precision = ("bf16" if has_bf16_units() else "fp32") if config.precision == "auto" else config.precision
     # measured on CPUs, where a dense mask costs more than the little padding that buckets leave; see bench/LOG.md
     batching = "bucket" if config.batching == "auto" else config.batching
     warmup = (MUON_WARMUP if optimizer == "muon" else ADAMW_WARMUP) if config.warmup is None else config.warmup

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from seqtune.cpus import available_cpus
@@ -41,6 +42,17 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup, or "max": no quota
         return cores
+
+
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: what the system can spare, lowered by a container's limit."""
+    spare = psutil.virtual_memory().available
+    try:
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = (cgroup / "memory.stat").read_text().partition("inactive_file ")[2].split()[0]
+        return min(spare, max(0, limit - used + int(cached)))
+    except (OSError, ValueError, IndexError):  # no cgroup, or "max": no limit
+        return spare
 
 
 @functools.cache

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from seqtune.machine import available_memory
+
 TYPICAL_ROWS = 160  # 32 inputs of 5 beams; a layout made for this many is within some per cent at 1 to 2,048
 SMALLEST = 2**17  # weights; below, calling oneDNN costs what it gains
 
@@ -23,13 +25,16 @@ SMALLEST = 2**17  # weights; below, calling oneDNN costs what it gains
 def packed(model: nn.Module) -> Iterator[None]:
     """Let the linear layers of a model on a CPU multiply with packed copies of their weights while this lasts.
 
-    Results differ from those of `torch.nn.functional.linear` by rounding. The copies take the room of the weights once more.
+    Results differ from those of `torch.nn.functional.linear` by rounding. The copies take the room of the weights once more;
+    where that is more than half of the memory left, nothing is packed.
 
     Example:
         with torch.inference_mode(), packed(model):
             model(input_ids)
     """
     layers: list[Any] = [m for m in model.modules() if _gains(m)] if _available() else []
+    if 2 * sum(layer.weight.nbytes for layer in layers) > available_memory():
+        layers = []
     try:
         for layer in layers:
             layer.forward = partial(_linear, _packed_weight(layer), layer.bias)
