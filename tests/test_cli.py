@@ -248,6 +248,15 @@ def test_wrong_usage_exits_with_two(arguments, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_ctrl_c_is_said(monkeypatch, capsys):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("seqtune.evaluate.read_predictions", interrupt)
+    assert run_app(["compare", "a", "b"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(llama_folder, tmp_path):
     import signal
 

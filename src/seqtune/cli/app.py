@@ -75,12 +75,11 @@ def run_app(arguments: Sequence[str]) -> int:
     try:
         app(args=list(arguments), prog_name="seqtune")
     except SystemExit as end:
+        if end.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            complain("interrupted")
         return end.code if isinstance(end.code, int) else DONE
     except SeqtuneError as error:
         return complain(str(error))
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return INTERRUPTED
     except BrokenPipeError:
         # the reader of our stdout has left; keep the interpreter from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
