@@ -66,7 +66,6 @@ def root(
     """Turn a small pretrained language model and a table of pairs into a measured specialist."""
 
 
-NO_SPACE = "No space left on device"  # safetensors and polars wrap the operating system's error, or leave out its number
 _DISK_FULL = "the disk is full{}; free some space, then run the command again; a training goes on with --resume"
 
 
@@ -84,15 +83,13 @@ def run_app(arguments: Sequence[str]) -> int:
         # the reader of our stdout has left; keep the interpreter from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE in str(error):
-            return complain(_DISK_FULL.format(f" while writing {error.filename!r}" if error.filename else ""))
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
-            return complain(f"{error.strerror}: {error.filename!r}")
-        raise
     except Exception as error:
-        if NO_SPACE in str(error):
-            return complain(_DISK_FULL.format(""))
+        # safetensors and polars wrap the operating system's error in types of their own, or leave out its number
+        number, file = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return complain(_DISK_FULL.format(f" while writing {file!r}" if file else ""))
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
+            return complain(f"{os.strerror(number)}: {file!r}")
         raise
     return DONE
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 OUT_KINDS = (".jsonl", ".csv", ".tsv")
 CHUNK = 256  # lines of stdin answered at once
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help="Run of an adapter trained on RUN; may be repeated: RUN is loaded once."),
+]
 
 
 @app.command()
@@ -39,10 +43,7 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; none: read stdin.")] = None,
     file: Annotated[str | None, typer.Option("--file", help="A table of inputs; for molecules also .smi or .sdf.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Write predictions here: .jsonl, .csv or .tsv.")] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option("--adapter", help="Run of an adapter trained on RUN; may be repeated: RUN is loaded once."),
-    ] = None,
+    adapter: AdapterOption = None,
     grid: Annotated[str | None, typer.Option("--grid", help="Draw inputs and answers: .png or .svg (molecules).")] = None,
     input: InputOption = None,
     num_beams: BeamsOption = None,
