@@ -17,7 +17,7 @@ import transformers as t
 
 from seqtune.chem.sources import chemicals_table
 from seqtune.config import ModelConfig
-from seqtune.models import load_model, load_tokenizer
+from seqtune.models.loading import load_model, load_tokenizer
 
 # vocabulary sizes are those of the public checkpoints; tokens are those of builtin:base, the tokenizer at hand
 SHAPES: dict[str, Any] = {

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     table = common.make_table(options.work / "data.csv", 40_000)
     pairs = common.read_pairs(table)
     if options.what == "metrics":
-        from seqtune.metrics import METRICS
+        from seqtune.scoring.metrics import METRICS
 
         hypotheses, references = [n for _, n in pairs[1:]], [n for _, n in pairs[:-1]]
         started = time.perf_counter()
@@ -28,9 +28,9 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as cache:
             os.environ["SEQTUNE_CACHE"] = cache
             from seqtune.config import load_config
-            from seqtune.fit import make_encoder
             from seqtune.records import Prompt
-            from seqtune.token_table import encode_table
+            from seqtune.tokens.encode import make_encoder
+            from seqtune.tokens.token_table import encode_table
 
             encoder = make_encoder(load_config())
             prompts = [Prompt(smiles + "\n", name) for smiles, name in pairs]

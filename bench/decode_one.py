@@ -17,11 +17,11 @@ import torch
 
 import common
 from seqtune.config import DecodeConfig
-from seqtune.engines import make_engine
-from seqtune.engines.native import DROP_EVERY
-from seqtune.predict import Predictor
+from seqtune.data.tasks import Task
+from seqtune.decoding.engines import make_engine
+from seqtune.decoding.engines.native import DROP_EVERY
+from seqtune.decoding.predictor import Predictor
 from seqtune.records import Example
-from seqtune.tasks import Task
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

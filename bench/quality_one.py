@@ -15,11 +15,11 @@ from typing import Any
 
 import common
 import tasks
-from seqtune import fit
 from seqtune.config import load_config, parse_override
-from seqtune.preparation import prepare
-from seqtune.train import Trainer
-from seqtune.validation import Validator
+from seqtune.procedures import fit
+from seqtune.procedures.validation import Validator
+from seqtune.tokens.preparation import prepare
+from seqtune.training.loop import Trainer
 
 RECIPES: dict[str, dict[str, Any]] = {
     "seqtune": {},

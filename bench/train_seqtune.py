@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 import common
-from seqtune import train
 from seqtune.config import load_config, parse_override
-from seqtune.defaults import for_adapter
-from seqtune.fit import make_encoder, starting_point
-from seqtune.preparation import prepare
+from seqtune.procedures.fit import starting_point
+from seqtune.tokens.encode import make_encoder
+from seqtune.tokens.preparation import prepare
+from seqtune.training import loop
+from seqtune.training.defaults import for_adapter
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
@@ -39,9 +40,9 @@ if __name__ == "__main__":
     prepared = prepare(config, encoder)
     model, _, _ = starting_point(config, encoder, prepared, quiet=True)
     folder = Path(tempfile.mkdtemp())
-    train.LOG_EVERY = 1
+    loop.LOG_EVERY = 1
     settings = for_adapter(config.train, config.adapter.method, sum(p.numel() for p in model.parameters()))
-    trainer = train.Trainer(model, prepared.encoded, settings, folder)
+    trainer = loop.Trainer(model, prepared.encoded, settings, folder)
     trainer.checkpoint = lambda: None  # writing is not what is measured
     trainer.run(quiet=True)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from seqtune.config import ModelConfig
-from seqtune.models import load_tokenizer
+from seqtune.models.loading import load_tokenizer
 
 POSITIONS = 256
 FOLDER = Path(__file__).parent / "models"

@@ -15,8 +15,8 @@ import pytest
 from rapidfuzz.distance import DamerauLevenshtein
 
 from seqtune import plugins
-from seqtune.evaluate import evaluate
 from seqtune.records import Prediction
+from seqtune.scoring.evaluate import evaluate
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DICTIONARY = """;;; a comment

@@ -13,9 +13,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from seqtune.config import load_config
+from seqtune.decoding.predictor import Predictor
 from seqtune.errors import DataError
-from seqtune.fit import fit
-from seqtune.predict import Predictor
+from seqtune.procedures.fit import fit
 from seqtune.records import Example
 
 

@@ -1,31 +1,32 @@
-"""The command line: one small file a verb; each imports its procedure only when it runs."""
+"""The command line: one small file a verb, which reads flags, calls its procedure and prints what came out.
+
+In come arguments. Out come lines or JSON on stdout, messages on stderr and an exit code: 0 done, 1 bad input, 2 usage. Each
+verb imports its procedure only when it runs, so `--help` answers at once.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from seqtune.cli.app import app, run_app
-
 # importing a verb's file registers it; none of them imports torch
-from seqtune.cli import check, compare, data, demo, doctor, evaluate, export, fit, predict, pretrain, report, score, study  # isort: skip
+from seqtune.cli import (  # noqa: F401
+    check,
+    compare,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    fit,
+    predict,
+    pretrain,
+    report,
+    score,
+    study,
+)  # isort: skip  # fmt: skip
+from seqtune.cli.app import run_app
 
-__all__ = [
-    "app",
-    "check",
-    "compare",
-    "data",
-    "demo",
-    "doctor",
-    "evaluate",
-    "export",
-    "fit",
-    "main",
-    "predict",
-    "pretrain",
-    "report",
-    "score",
-    "study",
-]
+__all__ = ["main"]
 
 
 def main() -> None:

@@ -47,9 +47,9 @@ def check(
     from pathlib import Path
 
     from seqtune import runs
-    from seqtune.check import report
-    from seqtune.fit import make_encoder
-    from seqtune.preparation import prepare
+    from seqtune.procedures.check import report
+    from seqtune.tokens.encode import make_encoder
+    from seqtune.tokens.preparation import prepare
 
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)

@@ -19,8 +19,8 @@ def compare(
 
     [bold]Example[/bold]: seqtune compare runs/small runs/large
     """
-    from seqtune.evaluate import compare as procedure
-    from seqtune.evaluate import read_predictions
+    from seqtune.scoring.evaluate import compare as procedure
+    from seqtune.scoring.evaluate import read_predictions
 
     result = procedure(read_predictions(a), read_predictions(b))
     if as_json:

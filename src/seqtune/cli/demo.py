@@ -10,7 +10,7 @@ import typer
 from seqtune.cli.app import JsonOption, app, print_json, stdout_console
 
 if TYPE_CHECKING:
-    from seqtune.demo import Demo
+    from seqtune.procedures.demo import Demo
 
 MINUTES = 4.5
 
@@ -29,10 +29,10 @@ def demo(
     import time
     from pathlib import Path
 
-    from seqtune import demo as procedure
-    from seqtune.check import findings
-    from seqtune.fit import make_encoder
-    from seqtune.preparation import prepare
+    from seqtune.procedures import demo as procedure
+    from seqtune.procedures.check import findings
+    from seqtune.tokens.encode import make_encoder
+    from seqtune.tokens.preparation import prepare
 
     began = time.monotonic()
     table, counts = procedure.build_table(Path(out), overwrite=overwrite)
@@ -61,7 +61,7 @@ def _show(shown: Demo, seconds: float) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from seqtune.card import SHOWN
+    from seqtune.report.card import SHOWN
 
     assert shown.fitted.metrics is not None
     out = stdout_console()

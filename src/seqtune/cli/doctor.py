@@ -11,7 +11,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
     [bold]Example[/bold]: seqtune doctor --json
     """
-    from seqtune.doctor import examine
+    from seqtune.procedures.doctor import examine
 
     facts = examine()
     if as_json:

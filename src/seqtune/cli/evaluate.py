@@ -60,11 +60,10 @@ def evaluate(
     from pathlib import Path
 
     from seqtune import runs
-    from seqtune.evaluate import evaluate_task
-    from seqtune.fit import predict_with_progress
-    from seqtune.predict import Predictor
-    from seqtune.preparation import training_rows, within_limits
-    from seqtune.sources import check_rejected_share, read_examples
+    from seqtune.data.sources import check_rejected_share, read_examples
+    from seqtune.decoding.predictor import Predictor, predict_with_progress
+    from seqtune.scoring.evaluate import evaluate_task
+    from seqtune.tokens.preparation import training_rows, within_limits
 
     predictor = Predictor.load(run, config.decode, task)
     columns = {"input": input or predictor.task.input, "output": output or predictor.task.output}

@@ -30,7 +30,7 @@ def export(
         raise ConfigError(f"--to {to!r} is unknown; there is: hf")
     from pathlib import Path
 
-    from seqtune.export import export as procedure
+    from seqtune.procedures.export import export as procedure
 
     facts = procedure(Path(run), Path(out), full_vocabulary=full_vocabulary, num_verified=verify)
     if as_json:

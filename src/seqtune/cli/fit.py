@@ -50,7 +50,7 @@ def fit(
     if print_config:
         print(resolved.to_yaml(), end="")
         return
-    from seqtune.fit import fit as procedure
+    from seqtune.procedures.fit import fit as procedure
 
     fitted = procedure(resolved, resume=resume, overwrite=overwrite)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all

@@ -26,7 +26,7 @@ from seqtune.cli.app import (
 
 if TYPE_CHECKING:
     from seqtune.config import DataConfig
-    from seqtune.predict import Predictor
+    from seqtune.decoding.predictor import Predictor
     from seqtune.records import Prediction
 
 OUT_KINDS = (".jsonl", ".csv", ".tsv")
@@ -75,7 +75,7 @@ def predict(
         decode__max_new_tokens=max_new_tokens, decode__verify=verify, decode__abstain=abstain, decode__engine=engine,
     )  # fmt: skip
     config = load_config(None, flags)
-    from seqtune.predict import Predictor
+    from seqtune.decoding.predictor import Predictor
 
     several = config.decode.num_return > 1
     if adapter:
@@ -108,9 +108,9 @@ def _write(answers: Iterable[Prediction], out: Path) -> None:
 
 def _from_table(predictor: Predictor, file: str, data: DataConfig) -> Iterator[Prediction]:
     from seqtune import plugins
+    from seqtune.data.sources import read_examples
+    from seqtune.decoding.predictor import predict_with_progress
     from seqtune.errors import DataError
-    from seqtune.fit import predict_with_progress
-    from seqtune.sources import read_examples
 
     readers = predictor.task.pack.readers if predictor.task.pack else {}
     reader = readers.get(Path(file).suffix.lower())

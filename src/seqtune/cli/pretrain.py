@@ -40,8 +40,8 @@ def pretrain(
     if foreign:
         raise ConfigError(f"--set {foreign[0]}: pretraining reads train.* settings only")
     config = load_config(None, {"train.token_budget": 4096, "train.checkpoint_minutes": 3} | flags)
-    from seqtune.pretrain import Shape
-    from seqtune.pretrain import pretrain as procedure
+    from seqtune.procedures.pretrain import Shape
+    from seqtune.procedures.pretrain import pretrain as procedure
 
     shape = Shape(vocab_size, hidden_size, num_layers, num_heads, intermediate_size)
     facts = procedure([Path(c) for c in corpus], Path(out), shape, config.train, resume=resume)

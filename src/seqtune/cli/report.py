@@ -19,7 +19,7 @@ def report(
 
     [bold]Example[/bold]: seqtune report runs/names
     """
-    from seqtune.report import write_report
+    from seqtune.report.page import write_report
 
     out = write_report(folder)
     if as_json:

@@ -25,10 +25,10 @@ def score(
     from pathlib import Path
 
     from seqtune.config import load_config
-    from seqtune.evaluate import evaluate_task, read_predictions
+    from seqtune.data.sources import read_examples
+    from seqtune.data.tasks import Task
     from seqtune.runs import write_json
-    from seqtune.sources import read_examples
-    from seqtune.tasks import Task
+    from seqtune.scoring.evaluate import evaluate_task, read_predictions
 
     config = load_config(None, {"task": task} if task else {})
     training = read_examples(train, config.data)[0] if train else []

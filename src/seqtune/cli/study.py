@@ -28,9 +28,10 @@ def study(
 
     [bold]Example[/bold]: seqtune study studies/paper/adapters-small.yaml --plan
     """
-    from seqtune import studies
+    from seqtune.studies.archive import carbon_copy
+    from seqtune.studies.points import load_study
 
-    loaded = studies.load_study(file)
+    loaded = load_study(file)
     if jobs:
         loaded = loaded.model_copy(update={"jobs": jobs})
     if plan:
@@ -38,17 +39,17 @@ def study(
     elif target:
         _examples_for(Path(loaded.out), target, as_json)
     elif export:
-        count = studies.carbon_copy(loaded, export)
+        count = carbon_copy(loaded, export)
         print_json({"out": str(export), "points": count}) if as_json else print(f"{export}: {count} points")
     else:
         _run(loaded, ray, as_json)
 
 
 def _run(loaded: Any, ray: str | None, as_json: bool) -> None:
-    from seqtune import studies
-    from seqtune.report import write_report
+    from seqtune.report.page import write_report
+    from seqtune.studies import conduct
 
-    outcome = studies.run(loaded, ray=ray)
+    outcome = conduct.run(loaded, ray=ray)
     page = write_report(outcome.folder)
     if as_json:
         print_json({"out": str(outcome.folder), "points": outcome.results.height, "failures": outcome.failures})
@@ -60,12 +61,14 @@ def _run(loaded: Any, ray: str | None, as_json: bool) -> None:
 
 
 def _plan(loaded: Any, as_json: bool) -> None:
-    from seqtune import progress, studies
+    from seqtune import progress
+    from seqtune.studies import points as grid
+    from seqtune.studies.times import seconds_left
 
-    points = studies.plan(loaded)
-    seconds = studies.seconds_left(points, loaded.jobs)
-    notes = studies.shared_prefixes(points)
-    rows = [p.values | {"done": studies.is_done(p), "run": str(p.run)} for p in points]
+    points = grid.plan(loaded)
+    seconds = seconds_left(points, loaded.jobs)
+    notes = grid.shared_prefixes(points)
+    rows = [p.values | {"done": grid.is_done(p), "run": str(p.run)} for p in points]
     if as_json:
         print_json(
             {"points": rows, "estimated_seconds": seconds, "notes": notes, "trials": loaded.search and loaded.search.trials}
@@ -83,7 +86,7 @@ def _plan(loaded: Any, as_json: bool) -> None:
 
 
 def _examples_for(folder: Path, target: str, as_json: bool) -> None:
-    from seqtune.report import examples_for
+    from seqtune.report.study_page import examples_for
 
     rows = examples_for(folder, target)
     if as_json:

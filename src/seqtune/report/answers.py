@@ -13,9 +13,9 @@ from markupsafe import Markup
 from rapidfuzz.distance import Levenshtein
 
 from seqtune import plugins
+from seqtune.data.tasks import Task
 from seqtune.records import Prediction
 from seqtune.report.parts import BLUE, GREY, new_axes, svg
-from seqtune.tasks import Task
 
 NUM_BINS = 8
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from seqtune.evaluate import read_predictions
 from seqtune.report.answers import confidence_plots, wrong_answers
 from seqtune.report.parts import BLUE, ORANGE, new_axes, render, svg
+from seqtune.scoring.evaluate import read_predictions
 
 MAX_ERRORS = 300
 MAX_PICTURES = 60

@@ -15,11 +15,11 @@ import yaml
 from markupsafe import Markup
 from matplotlib import pyplot
 
-from seqtune import analysis
 from seqtune.errors import ConfigError, RunError, did_you_mean
-from seqtune.evaluate import read_predictions
 from seqtune.report.answers import confidence_plots, wrong_answers
 from seqtune.report.parts import BLUE, GREY, SCORES, new_axes, render, svg
+from seqtune.scoring.evaluate import read_predictions
+from seqtune.studies import analysis
 
 EXAMPLES = "data.num_examples"
 MAX_LEGEND = 40

@@ -1,27 +1,18 @@
-"""Studies: a base configuration, axes or a search, seeds and a budget -> runs -> one tidy table; resumable, nothing twice."""
+"""Many configurations -> many runs -> one table: a grid or a search, seeds and a budget; resumable, nothing is run twice.
 
-from __future__ import annotations
+In comes a study file. Each point becomes a run of its own, trained and decoded in processes of this machine or of a Ray
+cluster. Out go `results.csv`, `summary.csv` and `comparisons.csv`, which the report reads.
+"""
 
-from seqtune.studies.archive import carbon_copy
-from seqtune.studies.conduct import Outcome, run
-from seqtune.studies.points import Budget, Point, Search, Study, is_done, load_study, plan, shared_prefixes
-from seqtune.studies.tables import compare, summarise, tabulate
-from seqtune.studies.times import seconds_left
+from seqtune.rooms import hands_on
 
-__all__ = [
-    "Budget",
-    "Outcome",
-    "Point",
-    "Search",
-    "Study",
-    "carbon_copy",
-    "compare",
-    "is_done",
-    "load_study",
-    "plan",
-    "run",
-    "seconds_left",
-    "shared_prefixes",
-    "summarise",
-    "tabulate",
-]
+__all__, __getattr__ = hands_on(
+    __name__,
+    {
+        "archive": "carbon_copy",
+        "conduct": "Outcome run",
+        "points": "Budget Point Search Study is_done load_study plan shared_prefixes",
+        "tables": "compare summarise tabulate",
+        "times": "seconds_left",
+    },
+)

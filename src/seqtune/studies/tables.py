@@ -11,10 +11,10 @@ import numpy as np
 import polars
 from scipy import stats
 
-from seqtune.analysis import label
-from seqtune.evaluate import read_predictions
-from seqtune.metrics import METRICS
-from seqtune.significance import paired_randomization
+from seqtune.scoring.evaluate import read_predictions
+from seqtune.scoring.metrics import METRICS
+from seqtune.scoring.significance import paired_randomization
+from seqtune.studies.analysis import label
 from seqtune.studies.execution import facts
 from seqtune.studies.points import Point
 

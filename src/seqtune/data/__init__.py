@@ -1,0 +1,18 @@
+"""Tables and what a row says: the first room that a row passes through.
+
+In comes the name of a table and the `data`, `format` and `task` settings. Out go `Example`s, dealt to training, validation and
+test, and the `Prompt` that a template makes of each. Rows that cannot be used go out as `Rejected`, with file, line and reason;
+nothing here loads torch.
+"""
+
+from seqtune.rooms import hands_on
+
+__all__, __getattr__ = hands_on(
+    __name__,
+    {
+        "sources": "check_rejected_share open_table read_examples",
+        "splits": "leakage split_examples subset",
+        "templates": "PRESETS Template",
+        "tasks": "Task",
+    },
+)

@@ -1,0 +1,97 @@
+"""Example -> Prompt: pure strings. Presets, columns in braces, and format inversion live here."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seqtune.config import FormatConfig
+from seqtune.data.splits import hash_order
+from seqtune.errors import ConfigError, did_you_mean
+from seqtune.records import Example, Prompt
+
+# `paper`: arXiv 2402.05616, the instruction for its SMILES -> IUPAC task.
+PRESETS = {
+    "plain": "{input}",
+    "paper": "Translate the following SMILES string into an IUPAC name: {input}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Instruction and target text with columns in braces.
+
+    Example:
+        >>> template = Template("Name {input}:", "{output}", " ")
+        >>> template.render(Example("1", "CCO", "ethanol"))
+        Prompt(source='Name CCO: ', target='ethanol', inverted=False)
+    """
+
+    instruction: str
+    target: str
+    separator: str
+
+    @classmethod
+    def from_config(cls, config: FormatConfig) -> Template:
+        """Resolve presets and check the braces.
+
+        Raises:
+            ConfigError: braces do not parse, or {input}/{output} is missing or misplaced.
+        """
+        instruction = PRESETS.get(config.template, config.template)
+        names = _names(instruction, "format.template")
+        if "input" not in names:
+            raise ConfigError(
+                f"format.template = {config.template!r}: it must contain {{input}} or be a preset "
+                f"({', '.join(PRESETS)}){did_you_mean(config.template, PRESETS)}"
+            )
+        if "output" in names:
+            raise ConfigError("format.template must not contain {output}: the model would read its answer")
+        if "output" not in _names(config.target, "format.target"):
+            raise ConfigError(f"format.target = {config.target!r}: it must contain {{output}}")
+        return cls(instruction, config.target, config.separator)
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Refuse columns that the table lacks.
+
+        Raises:
+            ConfigError: names the column and what there is.
+        """
+        used = _names(self.instruction, "format.template") | _names(self.target, "format.target")
+        for name in sorted(used - {"input", "output"} - set(columns)):
+            raise ConfigError(
+                f"the template uses {{{name}}}, which is no column{did_you_mean(name, columns)}; columns: {', '.join(columns)}"
+            )
+
+    def render(self, example: Example, *, inverted: bool = False) -> Prompt:
+        """Fill in a row; without an output there is no target.
+
+        `inverted` swaps what is read and what is written (PAPER: format inversion): the model reads
+        the answer and writes the instruction.
+        """
+        columns = dict(example.fields) | {"input": example.input, "output": example.output or ""}
+        instruction = self.instruction.format_map(columns)
+        target = None if example.output is None else self.target.format_map(columns)
+        if inverted:
+            assert target is not None, "only rows with an output can be inverted"
+            return Prompt(target + self.separator, instruction, inverted=True)
+        return Prompt(instruction + self.separator, target)
+
+
+def _names(text: str, setting: str) -> set[str]:
+    try:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text)]
+    except ValueError as error:
+        raise ConfigError(f"{setting} = {text!r}: {error}; write a literal brace as {{{{ or }}}}") from None
+    names = {name for name, _, _ in fields if name is not None}
+    for name, spec, conversion in fields:
+        # plain names only: `{input.__class__}` or `{input!r}` would reach into Python objects
+        if name is not None and (not name or "." in name or "[" in name or spec or conversion):
+            raise ConfigError(f"{setting} = {text!r}: write columns as {{name}}, nothing else in the braces")
+    return names
+
+
+def inverted_ids(examples: Sequence[Example], share: float, seed: int) -> set[int]:
+    """Positions of the rows to invert: exactly `share` of them; a larger share contains a smaller one."""
+    return set(hash_order(examples, seed, "inversion")[: round(share * len(examples))])

@@ -1,0 +1,18 @@
+"""Weights, and what is done to them: load, attach an adapter, trim or extend the vocabulary, attend, take the loss.
+
+In comes a model's name (hub id, folder, run or `builtin:NAME`) and the `model` and `adapter` settings. Out goes a transformers
+model with its tokenizer, and `TargetLoss`, which turns a `Batch` into a loss. What the machine can do (device, cores, memory,
+bf16) is asked here too.
+"""
+
+from seqtune.rooms import hands_on
+
+__all__, __getattr__ = hands_on(
+    __name__,
+    {
+        "loading": "load_model load_tokenizer save_model",
+        "machine": "best_device",
+        "loss": "TargetLoss",
+        "vocabulary": "add_pieces extend_embeddings restore_embeddings trim_embeddings trim_tokenizer",
+    },
+)

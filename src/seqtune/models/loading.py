@@ -1,0 +1,185 @@
+"""Load a base model and its tokenizer: hub id, local folder or `builtin:NAME`; safetensors only."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from seqtune import plugins
+from seqtune.config import ModelConfig
+from seqtune.errors import ModelError, did_you_mean
+from seqtune.models.attention import use_fast_attention
+from seqtune.models.machine import settle_in
+
+SMALL = 50_000_000  # parameters; below, defaults are others: see `seqtune.training.defaults`
+# Families without a position limit of their own (BLOOM's ALiBi) get this one; it bounds memory, not quality.
+UNLIMITED_LENGTH = 2048
+OWN_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
+
+
+def builtin_path(name: str) -> Path:
+    """Folder of an embedded base model.
+
+    Raises:
+        ModelError: there is no such base.
+    """
+    assets = Path(str(resources.files("seqtune") / "assets"))
+    names = sorted(p.parent.name for p in assets.glob("*/config.json"))
+    if name not in names:
+        raise ModelError(f"builtin:{name} does not exist{did_you_mean(name, names)}; there is: {', '.join(names)}")
+    return assets / name
+
+
+def location(config: ModelConfig) -> str:
+    """Folder or hub id that a model is loaded from.
+
+    Raises:
+        ModelError: there is no such folder, or it holds no model.
+    """
+    if config.name.startswith("builtin:"):
+        return str(builtin_path(config.name.removeprefix("builtin:")))
+    path = Path(config.name).expanduser()
+    if path.is_dir():
+        if (path / "model" / "config.json").exists():  # a run folder
+            return str(path / "model")
+        if not (path / "config.json").exists():
+            raise ModelError(f"{config.name!r} is a folder without config.json; it holds no Hugging Face model")
+        return str(path)
+    if path.is_absolute() or config.name.startswith((".", "~")):
+        raise ModelError(f"the model folder {config.name!r} does not exist")
+    return config.name
+
+
+def local_folder(config: ModelConfig) -> Path | None:
+    """The folder that holds the model, `None` for a hub id."""
+    path = Path(location(config))
+    return path if path.is_dir() else None
+
+
+def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(
+            location(config), revision=config.revision, trust_remote_code=config.trust_remote_code, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, HFValidationError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0]
+        if "trust_remote_code" in str(error):
+            reason = "it brings its own code; if you trust it, --set model.trust_remote_code=true"
+        elif "safetensors" in str(error):
+            reason += " (seqtune reads safetensors only, because other weight files can run code)"
+        raise ModelError(f"the {what} of {config.name!r} cannot be loaded: {reason}") from None
+
+
+def load_model_config(config: ModelConfig) -> Any:
+    """The architecture's configuration, without weights.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    return _load(AutoConfig, config, "configuration")
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, ready for this package's use.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no fast (Rust) version.
+    """
+    tokenizer = _load(AutoTokenizer, config, "tokenizer")
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {config.name!r} has no tokenizer.json; seqtune needs a fast tokenizer")
+    return tokenizer
+
+
+def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The model in fp32 on the CPU: pretrained weights, or the same architecture at random.
+
+    Raises:
+        ModelError: it cannot be loaded, is no causal LM, or has no safetensors weights.
+    """
+    settle_in()
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        if config.init == "random":
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(
+                load_model_config(config), trust_remote_code=config.trust_remote_code, dtype=torch.float32
+            )
+        else:
+            model = _load(AutoModelForCausalLM, config, "weights", dtype=torch.float32, use_safetensors=True)
+    except ValueError as error:
+        raise ModelError(f"{config.name!r} is no causal language model: {str(error).splitlines()[0]}") from None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    if model.config.get_text_config().is_encoder_decoder:
+        raise ModelError(f"{config.name!r} is an encoder-decoder; seqtune trains causal (decoder-only) models")
+    use_fast_attention(model)
+    return model
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of the architecture, counted without weights.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.trust_remote_code)
+    return sum(p.numel() for p in model.parameters())
+
+
+def load_trained(config: ModelConfig, seed: int, *, merged: bool = False) -> PreTrainedModel:
+    """`load_model`, and for the run of an adapter its base with the adapter on it.
+
+    Args:
+        config: hub id, folder, run folder or `builtin:NAME`.
+        seed: for `init: random`.
+        merged: fold an adapter into its base's weights.
+
+    Raises:
+        ModelError: it cannot be loaded, or the adapter does not fit its base.
+        ConfigError: the adapter cannot be merged.
+    """
+    run = Path(config.name)
+    if not (run / "model" / OWN_SETTINGS).exists():
+        return load_model(config, seed)
+    # by name, because importing peft takes seconds
+    return plugins.load("seqtune.models.adapters:load_run")(run, merged=merged)
+
+
+def max_length(model_config: Any, config: ModelConfig) -> int:
+    """Token limit of prompt + target: the model's positions, lowered by `model.max_length`.
+
+    Raises:
+        ModelError: `model.max_length` exceeds what the model can represent.
+    """
+    limit = getattr(model_config, "max_position_embeddings", None) or getattr(model_config, "n_positions", None)
+    if config.max_length and limit and config.max_length > limit:
+        raise ModelError(f"model.max_length = {config.max_length} exceeds the model's {limit} positions")
+    return config.max_length or limit or UNLIMITED_LENGTH
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a standard Hugging Face folder: safetensors, tokenizer, config, plain greedy generation config."""
+    end = tokenizer.eos_token_id
+    pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
+    transformers.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

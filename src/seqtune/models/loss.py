@@ -1,0 +1,160 @@
+"""Cross-entropy on the positions that carry loss, and on nothing else.
+
+The output layer runs on those positions only. Shapes: B rows, T tokens, N loss positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from seqtune.models.soft_prompts import num_virtual_tokens
+from seqtune.records import Batch
+
+CHUNK_LOGITS = 2**23  # logits held at once; larger products of positions and vocabulary go in chunks
+
+
+class TargetLoss(nn.Module):
+    """A causal LM whose forward pass is the summed loss of a batch; what data parallelism wraps.
+
+    For most families `lm_head(backbone(ids))` is the whole model. Some scale or cap their logits; the
+    constructor compares both ways on a probe and takes the model's own logits where they differ.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.backbone_is_exact = _backbone_is_exact(model)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum of token losses in nats, a scalar in fp32."""
+        head = self.model.get_output_embeddings()
+        if self.backbone_is_exact and type(head) is nn.Linear and torch.is_grad_enabled():
+            hidden_ND = self._hidden(batch)
+            return _SummedLoss.apply(hidden_ND, head.weight, head.bias, batch.targets_N)
+        return self.token_losses(batch).sum()
+
+    def token_losses(self, batch: Batch) -> torch.Tensor:
+        """Loss of each target in nats, fp32 [N]."""
+        if not self.backbone_is_exact:
+            logits_BTV = self.model(**_inputs(batch)).logits
+            logits_NV = logits_BTV.flatten(0, 1)[batch.positions_N]
+            return functional.cross_entropy(logits_NV.float(), batch.targets_N, reduction="none")
+        hidden_ND = self._hidden(batch)
+        head: Any = self.model.get_output_embeddings()
+        chunk = max(1, CHUNK_LOGITS // self.model.config.vocab_size)
+        losses = [
+            functional.cross_entropy(head(h).float(), t, reduction="none")
+            for h, t in zip(hidden_ND.split(chunk), batch.targets_N.split(chunk), strict=True)
+        ]
+        return torch.cat(losses)
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        """What the output layer reads at the positions that carry loss [N, D]."""
+        hidden_BTD = _backbone(self.model)(**_inputs(batch)).last_hidden_state
+        return hidden_BTD.flatten(0, 1)[batch.positions_N]
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Output layer and summed cross-entropy, a chunk of positions at a time, forward and backward at once.
+
+    The gradient of a chunk's logits is at hand as soon as its loss is; so no chunk's logits outlive it, where autograd would
+    keep those of all positions, several times over. No product is computed twice. (The idea of Wijmans et al. 2024,
+    https://arxiv.org/abs/2411.09009, and of Liger's fused loss, in plain PyTorch.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, targets_N: torch.Tensor
+    ) -> torch.Tensor:
+        device = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+        weight = weight_VD.to(dtype)
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
+        total = torch.zeros((), device=hidden_ND.device)
+        with torch.autocast(device, enabled=False):
+            for rows in torch.arange(len(targets_N), device=targets_N.device).split(max(1, CHUNK_LOGITS // len(weight))):
+                hidden = hidden_ND[rows].to(dtype)
+                logits = functional.linear(hidden, weight, None if bias_V is None else bias_V.to(dtype)).float()
+                logits = functional.log_softmax(logits, -1)
+                picked = targets_N[rows, None]
+                total -= logits.gather(1, picked).sum()
+                grad = logits.exp_().scatter_add_(1, picked, torch.full_like(picked, -1, dtype=torch.float32))
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0).to(grad_bias.dtype)
+                grad = grad.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = (grad @ weight).to(hidden_ND.dtype)
+                if grad_weight is not None:
+                    grad_weight += (grad.T @ hidden).to(grad_weight.dtype)
+        ctx.save_for_backward(*(g for g in (grad_hidden, grad_weight, grad_bias) if g is not None))
+        ctx.has = [g is not None for g in (grad_hidden, grad_weight, grad_bias)]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        saved = iter(ctx.saved_tensors)
+        return (*(next(saved) * grad_outputs[0] if has else None for has in ctx.has), None)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
+    if batch.documents_BT is not None:
+        inputs |= {"position_ids": batch.places_BT, "attention_mask": block_diagonal(batch.documents_BT)}
+    return inputs
+
+
+def compile_backbone(model: PreTrainedModel) -> None:
+    """Compile what comes before the output layer, in place, for any batch shape."""
+    _backbone(model).compile(dynamic=True)
+
+
+def block_diagonal(documents_BT: torch.Tensor) -> torch.Tensor:
+    """Who may look at whom in packed rows: earlier tokens of the same document, bool [B, 1, T, T].
+
+    Example:
+        >>> block_diagonal(torch.tensor([[0, 0, 1]])).int().tolist()
+        [[[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]]
+    """
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """True if a family takes positions and a mask of ours, and attends to everything before a token."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if num_virtual_tokens(model):
+        return False
+    takes_positions = "position_ids" in inspect.signature(_backbone(model).forward).parameters
+    return takes_positions and all(kind == "full_attention" for kind in layers)
+
+
+def _backbone(model: PreTrainedModel) -> nn.Module:
+    return getattr(model, model.base_model_prefix)
+
+
+@torch.no_grad()
+def _backbone_is_exact(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    if head is None or not hasattr(model, model.base_model_prefix):
+        return False
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    size = model.config.vocab_size
+    virtual = size + torch.arange(num_virtual_tokens(model), device=device)
+    ids = torch.cat([virtual, torch.arange(8, device=device) % size])[None]
+    hidden = getattr(_backbone(model)(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    same = hidden is not None and torch.allclose(
+        head(hidden).float(), model(input_ids=ids, use_cache=False).logits.float(), rtol=1e-4, atol=1e-5
+    )
+    model.train(was_training)
+    return same

@@ -1,0 +1,208 @@
+"""What would be trained on, and what looks wrong with it: the findings behind `seqtune check`."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seqtune import plugins
+from seqtune.records import Encoded, Example
+from seqtune.tokens.encode import Encoder
+from seqtune.tokens.preparation import Prepared
+
+NUM_SHOWN = 3
+NGRAM = 3
+NUM_BINS = 10
+SUSPICION = 3.0  # nats per character by which the swapped reading must win
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing a person should know.
+
+    Attributes:
+        level: "error", "warning" or "note".
+        text: what, how many, and an example with its line.
+    """
+
+    level: str
+    text: str
+
+
+def findings(prepared: Prepared) -> list[Finding]:
+    """Everything that is odd about the data, worst first."""
+    train = prepared.examples["train"]
+    found = [*_rejections(prepared), *_duplicates(train), *_conflicts(train), *_leaks(prepared), *_inverted(train)]
+    if not prepared.examples["validation"]:
+        found.append(Finding("warning", "no validation rows: the last weights are kept, not the best ones"))
+    if not prepared.examples["test"]:
+        found.append(Finding("warning", "no test rows: there will be no score on unseen data"))
+    order = ("error", "warning", "note")
+    return sorted(found, key=lambda f: order.index(f.level))
+
+
+def _rejections(prepared: Prepared) -> list[Finding]:
+    if not prepared.rejected:
+        return []
+    first = prepared.rejected[0]
+    total = len(prepared.rejected)
+    return [
+        Finding(
+            "warning",
+            f"{total} of {prepared.num_rows} rows cannot be used; first: {first.file}, line {first.line}: {first.reason}",
+        )
+    ]
+
+
+def _duplicates(train: Sequence[Example]) -> list[Finding]:
+    counts = Counter((e.input, e.output) for e in train)
+    extra = sum(n - 1 for n in counts.values())
+    if not extra:
+        return []
+    (text, _), times = counts.most_common(1)[0]
+    return [Finding("note", f"{extra} training rows repeat another row; {text[:60]!r} stands {times} times")]
+
+
+def _conflicts(train: Sequence[Example]) -> list[Finding]:
+    outputs: defaultdict[str, dict[str | None, int]] = defaultdict(dict)
+    for example in train:
+        outputs[example.input].setdefault(example.output, example.line)
+    several = {text: found for text, found in outputs.items() if len(found) > 1}
+    if not several:
+        return []
+    text, found = next(iter(several.items()))
+    lines = ", ".join(str(n) for n in list(found.values())[:5])
+    return [
+        Finding(
+            "warning",
+            f"{len(several)} inputs have different outputs in different rows, such as {text[:60]!r} (lines {lines}); "
+            "exact match cannot reach 100% on them",
+        )
+    ]
+
+
+def _leaks(prepared: Prepared) -> list[Finding]:
+    found = []
+    for side, counts in prepared.leakage.items():
+        of = f"of {counts['rows']} {side} rows have"
+        for kind, level in (("same_pair", "warning"), ("same_input", "warning"), ("same_normalized_input", "note")):
+            if counts[kind]:
+                what = kind.replace("_", " ")
+                found.append(Finding(level, f"{counts[kind]} {of} the {what} as a training row"))
+                break
+        if counts["same_output"]:
+            found.append(Finding("note", f"{counts['same_output']} {of} an output that training shows too"))
+    return found
+
+
+def _inverted(train: Sequence[Example]) -> list[Finding]:
+    """Rows whose input reads like the others' outputs and the other way round, by character trigrams."""
+    if len(train) < 20:
+        return []
+    inputs, outputs = Counter[str](), Counter[str]()
+    for example in train:
+        inputs.update(_grams(example.input))
+        outputs.update(_grams(example.output or ""))
+    suspects = [e for e in train if _swap_gain(e, inputs, outputs) > SUSPICION]
+    if not suspects:
+        return []
+    shown = ", ".join(str(e.line) for e in suspects[:5])
+    first = suspects[0]
+    return [
+        Finding(
+            "warning",
+            f"{len(suspects)} rows look inverted against the rest (lines {shown}), "
+            f"such as {first.input[:40]!r} -> {(first.output or '')[:40]!r}",
+        )
+    ]
+
+
+def _grams(text: str) -> list[str]:
+    padded = f"^{text}$"
+    return [padded[i : i + NGRAM] for i in range(max(1, len(padded) - NGRAM + 1))]
+
+
+def _swap_gain(example: Example, inputs: Counter[str], outputs: Counter[str]) -> float:
+    """Mean log-odds per trigram, over both cells, that the cells belong in each other's column."""
+    own_input, own_output = Counter(_grams(example.input)), Counter(_grams(example.output or ""))
+    total_in, total_out = inputs.total() + 1, outputs.total() + 1
+
+    def log_odds(grams: Counter[str], here: Counter[str], there: Counter[str], offset: float) -> float:
+        # the row's own counts are taken out, so that a rare row does not vouch for itself
+        return float(np.mean([np.log((there[g] + 0.5) / (here[g] - n + 0.5)) for g, n in grams.items()])) + offset
+
+    first = log_odds(own_input, inputs, outputs, float(np.log(total_in / total_out)))
+    second = log_odds(own_output, outputs, inputs, float(np.log(total_out / total_in)))
+    return first + second if min(first, second) > 0 else 0.0
+
+
+def statistics(prepared: Prepared, encoder: Encoder) -> dict[str, Any]:
+    """Lengths, fertility and unknown tokens of the training rows."""
+    encoded = prepared.encoded
+    lengths = np.array([len(e.input_ids) for e in encoded])
+    targets = np.array([e.num_loss_tokens for e in encoded])
+    texts = [p.source + (p.target or "") for p in prepared.prompts]
+    words = sum(len(t.split()) for t in texts)
+    unknown = encoder.tokenizer.unk_token_id
+    return {
+        "tokens_per_row": _quantiles(lengths),
+        "loss_tokens_per_row": _quantiles(targets),
+        "tokens_per_character": round(float(lengths.sum()) / max(1, sum(map(len, texts))), 4),
+        "tokens_per_word": round(float(lengths.sum()) / max(1, words), 4),
+        "unknown_tokens": int(sum((e.input_ids == unknown).sum() for e in encoded)) if unknown is not None else 0,
+        "vocabulary_used": len(np.unique(np.concatenate([e.input_ids for e in encoded]))),
+    }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    names = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+    return {name: float(np.quantile(values, q)) for name, q in names.items()}
+
+
+def tokens(row: Encoded, encoder: Encoder) -> list[tuple[str, bool]]:
+    """Each token's text and whether it carries loss; texts join to the whole, blanks included."""
+    pieces = []
+    shown = ""
+    for index in range(len(row.input_ids)):
+        # a token's text depends on what stands before it (word starts, split UTF-8 characters)
+        ids = row.input_ids[: index + 1].tolist()
+        text = encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        pieces.append((text[len(shown) :], index >= row.loss_start))
+        shown = text
+    return pieces
+
+
+def neighbours(prepared: Prepared) -> dict[str, Any] | None:
+    """How similar held-out rows are to their nearest training row, if the task's pack can tell."""
+    pack = prepared.task.pack
+    held_out = prepared.examples["test"] or prepared.examples["validation"]
+    if pack is None or pack.neighbours is None or not held_out:
+        return None
+    found = plugins.load(pack.neighbours)(prepared.examples["train"], held_out)
+    if not found:
+        return None
+    counts, edges = np.histogram(found, bins=NUM_BINS, range=(0.0, 1.0))
+    return {
+        "num_rows": len(found),
+        "median": float(np.median(found)),
+        "edges": [round(float(e), 2) for e in edges],
+        "counts": counts.tolist(),
+    }
+
+
+def report(prepared: Prepared, encoder: Encoder) -> dict[str, Any]:
+    """Everything `check` shows, as plain values for `--json`."""
+    shown = []
+    for row in prepared.encoded[:NUM_SHOWN]:
+        shown.append([{"token": text, "loss": loss} for text, loss in tokens(row, encoder)])
+    return {
+        "data": prepared.report(),
+        "statistics": statistics(prepared, encoder),
+        "findings": [{"level": f.level, "text": f.text} for f in findings(prepared)],
+        "neighbours": neighbours(prepared),
+        "examples": shown,
+    }

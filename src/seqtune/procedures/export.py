@@ -1,0 +1,76 @@
+"""A run's model as a folder of its own, in the vocabulary it was trained with or in its base's; then replayed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
+
+from seqtune.config import Config, ModelConfig, load_config
+from seqtune.data.tasks import Task
+from seqtune.decoding.predictor import Predictor, predict_with_progress
+from seqtune.errors import RunError
+from seqtune.models import loading
+from seqtune.models.loading import save_model
+from seqtune.models.machine import best_device
+from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
+from seqtune.records import Example
+from seqtune.runs import is_complete, read_kept_tokens
+from seqtune.scoring.evaluate import read_predictions
+
+
+def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verified: int = 0) -> dict[str, Any]:
+    """Write a standard Hugging Face folder.
+
+    Args:
+        run: a finished run folder.
+        folder: where to write.
+        full_vocabulary: put a trimmed model's rows back into its base's vocabulary; all other rows are the base's.
+        num_verified: predict this many of the run's stored test inputs again with what was written.
+
+    Returns:
+        `num_tokens` of the vocabulary, and `num_verified` with `num_different` predictions among them.
+
+    Raises:
+        RunError: the run is not finished, or the folder is in the way.
+    """
+    if not is_complete(run):
+        raise RunError(f"{str(run)!r} is no finished run; finish it with `seqtune fit ... --resume`")
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{str(folder)!r} exists and is not empty; choose another --out")
+    config = load_config(run / "config.yaml")
+    source = ModelConfig(name=str(run))
+    model, tokenizer = loading.load_trained(source, config.train.seed, merged=True), loading.load_tokenizer(source)
+    kept = read_kept_tokens(run)
+    if full_vocabulary and kept is not None:
+        model, tokenizer = _whole(config, model, tokenizer, np.array(kept))
+    save_model(model, tokenizer, folder)
+    facts = {"num_tokens": int(model.config.get_text_config().vocab_size)}
+    return facts | (_replay(config, run, folder, num_verified) if num_verified else {})
+
+
+def _whole(
+    config: Config, trained: PreTrainedModel, trimmed: PreTrainedTokenizerBase, kept: np.ndarray
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    base, tokenizer = loading.load_trained(config.model, config.train.seed), loading.load_tokenizer(config.model)
+    added = np.flatnonzero(kept >= len(tokenizer))
+    pieces: Any = trimmed.convert_ids_to_tokens(added.tolist())
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
+    extend_embeddings(base, {int(kept[i]): [0] for i in added})
+    restore_embeddings(base, trained, kept)
+    return base, tokenizer
+
+
+def _replay(config: Config, run: Path, folder: Path, count: int) -> dict[str, int]:
+    stored = run / "predictions.jsonl"
+    if not stored.exists():
+        raise RunError(f"{str(run)!r} holds no predictions to verify with; its split had no test rows")
+    before = read_predictions(str(stored))[:count]
+    source = ModelConfig(name=str(folder))
+    model = loading.load_model(source, config.train.seed).to(best_device())  # type: ignore[arg-type]
+    predictor = Predictor(model, loading.load_tokenizer(source), Task.load(run / "task.yaml"), config.decode, folder)
+    after = predict_with_progress(predictor, [Example(p.id, p.input, None) for p in before], "verify")
+    different = sum(a.prediction != b.prediction for a, b in zip(after, before, strict=True))
+    return {"num_verified": len(before), "num_different": different}

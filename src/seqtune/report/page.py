@@ -1,0 +1,26 @@
+"""The page that fits a folder, written into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seqtune.errors import RunError
+from seqtune.report.run_page import run_page
+from seqtune.report.study_page import study_page
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into a run's, an evaluation's or a study's folder.
+
+    Raises:
+        RunError: the folder holds neither scores nor a study's results.
+    """
+    if (folder / "summary.csv").exists():
+        page = study_page(folder)
+    elif (folder / "metrics.json").exists() and (folder / "predictions.jsonl").exists():
+        page = run_page(folder)
+    else:
+        raise RunError(f"{str(folder)!r} holds no metrics.json and predictions.jsonl, and no summary.csv of a study")
+    out = folder / "report.html"
+    out.write_text(page, encoding="utf-8")
+    return out

@@ -1,0 +1,194 @@
+"""Predictions and references -> scores, with intervals and strata; no model, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqtune import plugins
+from seqtune.data.tasks import Task
+from seqtune.errors import DataError
+from seqtune.plugins import TaskMetrics
+from seqtune.records import Example, Hypothesis, Prediction, Score
+from seqtune.scoring.metrics import METRICS, Metric
+from seqtune.scoring.significance import Comparison, paired_randomization, scored
+from seqtune.scoring.task_scores import judged, verified
+
+NUM_STRATA = 4
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read `predictions.jsonl`; only `prediction` and `reference` are required, rows without reference are refused.
+
+    Args:
+        path: the file, or the run or evaluation folder that holds it.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is broken; names the line.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file /= "predictions.jsonl"
+    if not file.is_file():
+        raise DataError(f"{str(file)!r} does not exist; it should be a predictions.jsonl, or a folder that holds one")
+    predictions = []
+    try:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.strip():
+                predictions.append(_prediction(line, number, str(path)))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not UTF-8 text: {error}") from None
+    if not predictions:
+        raise DataError(f"{str(path)!r} holds no predictions")
+    return predictions
+
+
+def _prediction(line: str, number: int, path: str) -> Prediction:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path!r}, line {number}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path!r}, line {number}: not a JSON object")
+    for key in ("prediction", "reference"):
+        if not isinstance(record.get(key), str):
+            raise DataError(
+                f"{path!r}, line {number}: {key!r} is {record.get(key)!r}; scoring needs a text there in every line"
+            )
+    identity, text = str(record.get("id", number)), str(record.get("input", ""))
+    try:
+        hypotheses = tuple(Hypothesis(**h) for h in record.get("hypotheses", []))
+        details = {str(k): str(v) for k, v in record.get("details", {}).items()}
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"{path!r}, line {number}: 'hypotheses' or 'details' is not as seqtune writes it ({error})") from None
+    return Prediction(
+        identity, text, record["reference"], record["prediction"], float(record.get("score") or 0.0), hypotheses,
+        str(record.get("status", "ok")), details,
+    )  # fmt: skip
+
+
+def score(metric: Metric, statistics: np.ndarray) -> Score:
+    """A metric's value and interval over all rows of `statistics`."""
+    return scored(metric.value, statistics, metric.signature)
+
+
+def evaluate(
+    predictions: Sequence[Prediction],
+    task: TaskMetrics | None = None,
+    training: Sequence[tuple[str, str]] | None = None,
+) -> dict[str, Any]:
+    """All text metrics, overall and by input length, and the task's own; the content of `metrics.json`.
+
+    Args:
+        predictions: with references.
+        task: the task's own metrics.
+        training: (input, output) rows for the baselines; empty if they are unknown, `None` for no baselines.
+
+    Raises:
+        DataError: there is nothing to score, or a reference is missing.
+    """
+    if not predictions:
+        raise DataError("there are no predictions to score")
+    missing = next((p for p in predictions if p.reference is None), None)
+    if missing:
+        raise DataError(f"item {missing.id!r} has no reference; scoring needs one for every item")
+    hypotheses = [p.prediction for p in predictions]
+    references = [p.reference or "" for p in predictions]
+    result: dict[str, Any] = {"num_items": len(predictions)}
+    statistics = {name: metric.statistics(hypotheses, references) for name, metric in METRICS.items()}
+    for name, metric in METRICS.items():
+        result[name] = score(metric, statistics[name]).to_dict()
+    statuses = [p.status for p in predictions]
+    result["status"] = {name: statuses.count(name) for name in sorted(set(statuses))}
+    result["by_input_length"] = _strata([len(p.input) for p in predictions], statistics)
+    if task is not None:
+        result |= judged(predictions, task, training)
+    if any("verdict" in p.details for p in predictions):
+        result["verification"] = verified(predictions, task)
+    return result
+
+
+def evaluate_task(
+    predictions: Sequence[Prediction], task: Task, training: Sequence[Example] | None = None
+) -> tuple[dict[str, Any], list[Prediction]]:
+    """`evaluate` with the metrics that the task's pack brings, and the predictions with what these found out about each.
+
+    Args:
+        predictions: with references.
+        task: a plain text task has no metrics of its own.
+        training: rows for the baselines; empty if they are unknown, `None` for no baselines.
+
+    Raises:
+        DataError: as `evaluate`.
+        MissingDependencyError: the pack's metrics need a package that is not installed.
+    """
+    own = plugins.find("metrics", task.pack.metrics)() if task.pack and task.pack.metrics else None
+    rows = None if training is None else [(e.input, e.output or "") for e in training]
+    metrics = evaluate(predictions, own, rows)
+    columns = metrics.pop("items", {})
+    return metrics, [
+        dataclasses.replace(p, details={**p.details, **{name: texts[i] for name, texts in columns.items()}})
+        for i, p in enumerate(predictions)
+    ]
+
+
+def _strata(lengths: list[int], statistics: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Exact match and edit similarity in bands of input length with about equally many items."""
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, NUM_STRATA + 1), method="inverted_cdf"))
+    bands = np.clip(np.searchsorted(edges, lengths, side="left"), 1, max(1, len(edges) - 1))
+    strata = []
+    for band in np.unique(bands):
+        inside = bands == band
+        members = np.array(lengths)[inside]
+        row: dict[str, Any] = {
+            "min_characters": int(members.min()),
+            "max_characters": int(members.max()),
+            "num_items": int(inside.sum()),
+        }
+        for name in ("exact_match", "edit_similarity"):
+            row[name] = score(METRICS[name], statistics[name][inside]).to_dict()
+        strata.append(row)
+    return strata
+
+
+def compare(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:
+    """Paired randomisation test of every metric between two systems on the same items.
+
+    Raises:
+        DataError: the files do not hold the same items with the same references.
+    """
+    other = {p.id: p for p in b}
+    if len(other) != len(b) or len({p.id for p in a}) != len(a):
+        raise DataError("an id appears twice in one of the files; items cannot be paired")
+    if set(other) != {p.id for p in a}:
+        only_a = [p.id for p in a if p.id not in other]
+        only_b = sorted(set(other) - {p.id for p in a})
+        raise DataError(
+            f"the files hold different items: {len(only_a)} only in the first (such as {only_a[:3]}), "
+            f"{len(only_b)} only in the second (such as {only_b[:3]})"
+        )
+    paired = [other[p.id] for p in a]
+    for first, second in zip(a, paired, strict=True):
+        if first.reference != second.reference:
+            raise DataError(f"item {first.id!r} has different references in the two files; they are not comparable")
+    references = [p.reference or "" for p in a]
+    result: dict[str, Any] = {"num_items": len(a)}
+    for name, metric in METRICS.items():
+        outcome: Comparison = paired_randomization(
+            metric,
+            metric.statistics([p.prediction for p in a], references),
+            metric.statistics([p.prediction for p in paired], references),
+        )
+        result[name] = {
+            "a": outcome.a,
+            "b": outcome.b,
+            "difference": outcome.difference,
+            "p_value": outcome.p_value,
+            "signature": f"{metric.signature}|paired randomization {outcome.num_swaps} swaps, two-sided, seed 0",
+        }
+    return result

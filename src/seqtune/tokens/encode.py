@@ -1,0 +1,152 @@
+"""Prompt -> Encoded: the only code that decides which tokens carry loss.
+
+Source and target are tokenised apart, so no token can straddle the boundary, and the prompt that is
+decoded from at prediction time is token for token the one that was trained on. Anything in doubt raises.
+
+A worked row with a byte-level tokenizer, `loss_on="target"`:
+
+    source "ab|"  target "xyz"   ->  ids  [bos a b | x y z eos]     loss on  [x y z eos]
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from seqtune.config import SOFT_PROMPTS, Config
+from seqtune.errors import ModelError, SupervisionError
+from seqtune.models import loading
+from seqtune.models.vocabulary import add_pieces
+from seqtune.records import Encoded, Prompt
+
+NUM_COUNTED = 10_000  # texts whose tokens tell how much shorter a vocabulary makes them
+
+
+class Encoder:
+    """Encodes prompts for one model.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
+        max_length: token limit of source + target + end.
+        vocab_size: number of rows of the model's embedding.
+        loss_on: "target" or "all".
+        num_virtual: tokens of a soft prompt, numbered after the vocabulary, that stand before every source.
+
+    Raises:
+        ModelError: the tokenizer has no end-of-sequence token, or knows more ids than the model.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        vocab_size: int,
+        loss_on: str = "target",
+        num_virtual: int = 0,
+    ):
+        end: Any = tokenizer.eos_token_id
+        if end is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, so a model could never learn to stop")
+        if end >= vocab_size:
+            raise ModelError(f"end token id {end} is beyond the model's {vocab_size} embeddings")
+        assert loss_on in ("target", "all")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.vocab_size = vocab_size
+        self.loss_on = loss_on
+        self.end = int(end)
+        # virtual tokens first, then what the tokenizer puts before a text
+        self.start = [*range(vocab_size, vocab_size + num_virtual), *self._start_ids()]
+        self.num_virtual = num_virtual
+
+    def _start_ids(self) -> list[int]:
+        """What the tokenizer puts before a text (BOS for Llama and OPT, nothing for GPT-2)."""
+        with_special = self.tokenizer("a", add_special_tokens=True)["input_ids"]
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        at = next((i for i in range(len(with_special)) if with_special[i : i + len(bare)] == bare), 0)
+        return list(with_special[:at])
+
+    def adapt(self, texts: list[str], num_pieces: int, worth: float = 1.0) -> dict[int, list[int]]:
+        """Add the frequent pieces of `texts` to the vocabulary; see `seqtune.models.vocabulary.add_pieces`.
+
+        Args:
+            texts: of the training rows.
+            num_pieces: at most so many.
+            worth: leave the vocabulary as it is if the texts keep more than this share of their tokens.
+        """
+        adapted = copy.deepcopy(self.tokenizer)
+        new_tokens = add_pieces(adapted, texts, num_pieces)
+        if worth < 1 and _count(adapted, texts) > worth * _count(self.tokenizer, texts):
+            return {}
+        self.tokenizer = adapted
+        self.vocab_size = max([self.vocab_size, *(token + 1 for token in new_tokens)])
+        return new_tokens
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids without special tokens; text such as `</s>` in the data stays plain text."""
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def encode_sources(self, sources: list[str]) -> list[np.ndarray | SupervisionError]:
+        """Encode what a model reads when predicting, int32 arrays [T]; a source that cannot be read yields the error."""
+        return [self._source(self.start + ids, text) for ids, text in zip(self.ids(sources), sources, strict=True)]
+
+    def _source(self, ids: list[int], text: str) -> np.ndarray | SupervisionError:
+        if not ids:
+            return SupervisionError("the input is empty and the tokenizer has no start token")
+        if len(ids) >= self.max_length:
+            return SupervisionError(
+                f"the input takes {len(ids)} tokens and leaves no room to answer: the limit is "
+                f"{self.max_length} (model.max_length): {text[:60]!r}"
+            )
+        return np.array(ids, dtype=np.int32)
+
+    def encode(self, prompts: list[Prompt]) -> list[Encoded | SupervisionError]:
+        """Encode rows for training; a row that is in doubt yields the error instead."""
+        sources = self.ids([p.source for p in prompts])
+        targets = self.ids([p.target or "" for p in prompts])
+        return [self._row(*row) for row in zip(prompts, sources, targets, strict=True)]
+
+    def _row(self, prompt: Prompt, source: list[int], target: list[int]) -> Encoded | SupervisionError:
+        if not prompt.target or not target:
+            return SupervisionError("the target has no tokens, so there is nothing to learn")
+        if self.end in target:
+            return SupervisionError("the target holds the end-of-sequence token inside; what follows it would be lost")
+        source = self.start + source
+        ids = np.array([*source, *target, self.end], dtype=np.int32)
+        if len(ids) > self.max_length:
+            return SupervisionError(
+                f"{len(source)} source + {len(target)} target + 1 end tokens exceed the limit of "
+                f"{self.max_length} (model.max_length); the target would be cut"
+            )
+        highest = ids[self.num_virtual :].max()
+        if highest >= self.vocab_size:
+            return SupervisionError(f"token id {highest} is beyond the model's {self.vocab_size} embeddings")
+        if self.decode(target).strip() != prompt.target.strip():
+            return SupervisionError(
+                f"the target does not survive this tokenizer: {prompt.target[:60]!r} comes back as {self.decode(target)[:60]!r}"
+            )
+        # the first token has nothing before it to be predicted from
+        loss_start = max(1, len(source) if self.loss_on == "target" else len(self.start))
+        if loss_start >= len(ids):
+            return SupervisionError("no token would carry loss")
+        return Encoded(ids, loss_start)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of target ids, special tokens left out, spaces untouched."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> int:
+    return sum(map(len, tokenizer(texts[:NUM_COUNTED], add_special_tokens=False)["input_ids"]))
+
+
+def make_encoder(config: Config) -> Encoder:
+    """The encoder for a configuration, without loading weights."""
+    architecture = loading.load_model_config(config.model)
+    tokenizer = loading.load_tokenizer(config.model)
+    limit = loading.max_length(architecture, config.model)
+    virtual = config.adapter.num_virtual_tokens if config.adapter.method in SOFT_PROMPTS else 0
+    return Encoder(tokenizer, limit, architecture.get_text_config().vocab_size, config.train.loss_on, virtual)

@@ -1,0 +1,220 @@
+"""Config -> everything a training reads: rows read, dealt, rendered, encoded, and an account of what was dropped.
+
+`check` and `fit` both go through here, so what is shown is what is trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqtune import plugins, runs
+from seqtune.config import Config, DataConfig, load_config
+from seqtune.data.sources import check_rejected_share, open_table, read_examples
+from seqtune.data.splits import SPLITS, leakage, split_examples, subset
+from seqtune.data.tasks import Task
+from seqtune.data.templates import inverted_ids
+from seqtune.errors import ConfigError, ModelError
+from seqtune.models.loading import SMALL, num_parameters
+from seqtune.records import Example, Prompt, Rejected
+from seqtune.tokens.encode import Encoder
+from seqtune.tokens.token_table import TokenTable, encode_table
+
+# measured in bench/LOG.md: pieces pay where rows become far shorter, and not on tables so small that they are learnt by heart
+ADAPT_PIECES, ADAPT_WORTH, ADAPT_ROWS = 1024, 0.6, 5000
+MOST_ADAPT_TEXTS = 200_000  # frequent pieces of so many texts are those of the table
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Data ready to train on.
+
+    Attributes:
+        task: with the decoding limit learnt from the targets.
+        examples: rows by split, the unusable ones gone.
+        prompts: rendered training rows.
+        encoded: encoded training rows, parallel to `prompts` and `examples["train"]`.
+        rejected: rows that cannot be used.
+        left_out: rows left out by settings, by reason.
+        leakage: held-out rows that training has seen.
+        fingerprint: changes with the rows, the template and the tokenizer.
+        num_rows: rows read, the rejected ones included.
+        new_tokens: tokens added to the vocabulary -> the tokens that spelt them before.
+    """
+
+    task: Task
+    examples: dict[str, list[Example]]
+    prompts: list[Prompt]
+    encoded: TokenTable
+    rejected: list[Rejected]
+    left_out: dict[str, int]
+    leakage: dict[str, dict[str, int]]
+    fingerprint: str
+    num_rows: int
+    new_tokens: dict[int, list[int]]
+
+    def report(self) -> dict[str, Any]:
+        """The content of `data.json`."""
+        return {
+            "fingerprint": self.fingerprint,
+            "num_rows": self.num_rows,
+            "splits": {side: len(rows) for side, rows in self.examples.items()},
+            "num_inverted": sum(p.inverted for p in self.prompts),
+            "num_tokens": int(self.encoded.lengths.sum()),
+            "num_loss_tokens": int(self.encoded.num_loss_tokens.sum()),
+            "max_tokens": int(self.encoded.lengths.max()),
+            "num_new_tokens": len(self.new_tokens),
+            "left_out": self.left_out,
+            "rejected": {"total": len(self.rejected), "by_reason": _by_reason(self.rejected)},
+            "leakage": self.leakage,
+        }
+
+
+def _adapted(config: Config, encoder: Encoder, texts: list[str]) -> dict[int, list[int]]:
+    """The tokens that the vocabulary gains: as many as asked for, or, if that is left open, what has proved worth it."""
+    asked = config.model.adapt_vocabulary
+    if asked is not None:
+        return encoder.adapt(texts, asked) if asked else {}
+    if config.adapter.method != "full" or len(texts) < 2 * ADAPT_ROWS or num_parameters(config.model) >= SMALL:
+        return {}
+    try:  # where a tokenizer cannot take pieces, there is nothing to be gained
+        return encoder.adapt(texts[:MOST_ADAPT_TEXTS], ADAPT_PIECES, ADAPT_WORTH)
+    except ModelError:
+        return {}
+
+
+def _by_reason(rejected: list[Rejected]) -> dict[str, int]:
+    """Counts by reason, with the row's own numbers and texts taken out."""
+    shapes = Counter("".join("#" if c.isdigit() else c for c in r.reason).split(":")[0] for r in rejected)
+    return dict(shapes.most_common())
+
+
+def prepare(config: Config, encoder: Encoder) -> Prepared:
+    """Read, deal, render and encode.
+
+    Raises:
+        DataError: the data cannot be read, or too much of it cannot be used.
+        ConfigError: no data is named, or the template does not fit the table.
+    """
+    if not config.data.path:
+        raise ConfigError("data.path is not set: name a table, for instance --data pairs.csv")
+    task = Task.from_config(config)
+    template = task.rendering
+    rejected: list[Rejected] = []
+    dealt = read_splits(config, rejected)
+    num_rows = sum(map(len, dealt.values())) + len(rejected)
+    left_out = _leave_out(dealt, config.data)
+    dealt["train"] = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
+    template.check_columns(list(next(iter(dealt["train"])).fields))
+    turned = inverted_ids(dealt["train"], config.format.inversion, config.train.seed)
+    texts = [text for e in dealt["train"] for text in (e.input, e.output or "")]
+    new_tokens = _adapted(config, encoder, texts)
+    kept: dict[str, list[Example]] = {}
+    prompts: list[Prompt] = []
+    encoded = TokenTable.of([])
+    for side in SPLITS:
+        rows = dealt[side]
+        rendered = [template.render(e, inverted=side == "train" and i in turned) for i, e in enumerate(rows)]
+        table, errors = encode_table(encoder, rendered)
+        rejected += [Rejected(rows[i].file, rows[i].line, reason) for i, reason in errors.items()]
+        kept[side] = [e for i, e in enumerate(rows) if i not in errors]
+        if side == "train":
+            encoded, prompts = table, [p for i, p in enumerate(rendered) if i not in errors]
+    if rejected:
+        check_rejected_share(len(rejected), num_rows, config.data.max_rejected, rejected[0])
+    if not encoded:
+        raise ConfigError("no training row is left after encoding; see model.max_length and data.split")
+    longest_target = int(encoded.num_loss_tokens.max())
+    limit = int(longest_target * 1.25) + 8
+    finished = dataclasses.replace(task, max_new_tokens=limit)
+    parts = [encoded.fingerprint().encode()] + [f"{e.input}\0{e.output}".encode() for e in kept["test"]]
+    key = config.data.split.key if config.data.split.method == "grouped" else None
+    return Prepared(
+        finished, kept, prompts, encoded, rejected, left_out, leakage(kept, key), runs.fingerprint(parts), num_rows, new_tokens
+    )
+
+
+def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Example]]:
+    """Read the files and deal the rows; files of their own for validation or test replace that share.
+
+    A group key that the task's pack knows how to compute need not be a column of the table.
+    """
+    data = config.data
+    assert data.path
+    split = data.split.model_copy(
+        update={
+            "validation": 0.0 if data.validation_path else data.split.validation,
+            "test": 0.0 if data.test_path else data.split.test,
+        }
+    )
+    group = _group_function(config)
+    if group:  # the key is computed, so no column of that name is asked for
+        data = data.model_copy(update={"split": data.split.model_copy(update={"key": None})})
+
+    def read(path: str) -> list[Example]:
+        examples, bad = read_examples(path, data)
+        rejected.extend(bad)
+        if group is None:
+            return examples
+        keys = zip(examples, group(examples), strict=True)
+        return [dataclasses.replace(e, fields={**e.fields, str(split.key): key}) for e, key in keys]
+
+    dealt = split_examples(read(data.path or ""), split)
+    for side, path in (("validation", data.validation_path), ("test", data.test_path)):
+        if path:
+            dealt[side] = read(path)
+    return dealt
+
+
+def _group_function(config: Config) -> Callable[[list[Example]], list[str]] | None:
+    """The pack's function for the split key, unless the table has a column of that name."""
+    key, pack = config.data.split.key, Task.from_config(config).pack
+    if config.data.split.method != "grouped" or pack is None or key is None or key not in pack.keys:
+        return None
+    assert config.data.path
+    return None if key in open_table(config.data.path, config.data).columns else plugins.load(pack.keys[key])
+
+
+def training_rows(folder: Path) -> list[Example]:
+    """The rows that a run was trained on, read again; none if it is no run folder or its table has gone.
+
+    Raises:
+        DataError: the table is there and cannot be read.
+    """
+    stored = folder / "config.yaml"
+    if not stored.exists():
+        return []
+    config = load_config(stored)
+    if not config.data.path or (not config.data.path.startswith("hf://") and not Path(config.data.path).exists()):
+        return []
+    dealt = read_splits(config, [])
+    _leave_out(dealt, config.data)
+    return subset(dealt["train"], config.data.num_examples, config.data.split.seed)
+
+
+def within_limits(example: Example, data: DataConfig) -> bool:
+    """True if a row's texts are no longer than the length settings allow."""
+    return _within(example.input, data.max_input_characters) and _within(example.output or "", data.max_output_characters)
+
+
+def _within(text: str, limit: int | None) -> bool:
+    return limit is None or len(text) <= limit
+
+
+def _leave_out(dealt: dict[str, list[Example]], data: DataConfig) -> dict[str, int]:
+    """Apply the length settings; returns counts by side."""
+    counts: dict[str, int] = {}
+    for side, rows in dealt.items():
+        dealt[side] = [e for e in rows if within_limits(e, data)]
+        if len(dealt[side]) < len(rows):
+            counts[f"{side} rows by length settings"] = len(rows) - len(dealt[side])
+    if not dealt["train"]:
+        raise ConfigError(
+            f"data.max_input_characters = {data.max_input_characters} and data.max_output_characters = "
+            f"{data.max_output_characters} leave no row to train on"
+        )
+    return counts

@@ -1,0 +1,160 @@
+"""Tables of every kind, and bad input of every kind: one clear message, the row named, the rest kept."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import polars
+import pytest
+import zstandard
+
+from seqtune.config import DataConfig
+from seqtune.data.sources import check_rejected_share, read_examples
+from seqtune.errors import DataError
+
+ROWS = [("CCO", "ethanol"), ("C", "methane"), ('a "quoted", b', "x\ny"), ("北京", "½")]
+
+
+def read(path, **settings):
+    return read_examples(str(path), DataConfig(**settings))
+
+
+def as_csv(delimiter=","):
+    import csv
+    import io
+
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter).writerows([("input", "output"), *ROWS])
+    return text.getvalue().encode()
+
+
+def write_all_kinds(folder):
+    frame = polars.DataFrame(ROWS, schema=["input", "output"], orient="row")
+    frame.write_parquet(folder / "t.parquet")
+    jsonl = "".join(json.dumps({"input": a, "output": b}) + "\n" for a, b in ROWS).encode()
+    for name, content in (("t.csv", as_csv()), ("t.tsv", as_csv("\t")), ("t.jsonl", jsonl)):
+        (folder / name).write_bytes(content)
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        (folder / f"{name}.zst").write_bytes(zstandard.compress(content))
+    (folder / "t.parquet.gz").write_bytes(gzip.compress((folder / "t.parquet").read_bytes()))
+    (folder / "bom.csv").write_bytes(b"\xef\xbb\xbf" + as_csv())
+    return sorted(folder.iterdir())
+
+
+def test_every_kind_reads_the_same(tmp_path):
+    files = write_all_kinds(tmp_path)
+    assert len(files) == 12
+    for path in files:
+        examples, rejected = read(path)
+        assert [(e.input, e.output) for e in examples] == ROWS, path.name
+        assert rejected == []
+
+
+def test_lines_are_the_files_lines(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(as_csv())
+    assert [e.line for e in read(path)[0]] == [2, 3, 5, 6]  # row 3 spans two lines
+
+
+def test_hub_address_reads_from_the_hubs_cache(tmp_path, monkeypatch):
+    """The hub's own on-disk layout, offline: refs, snapshots."""
+    root = tmp_path / "datasets--team--pairs"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("abc123")
+    (root / "snapshots" / "abc123").mkdir(parents=True)
+    (root / "snapshots" / "abc123" / "t.csv").write_bytes(as_csv())
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    import huggingface_hub
+
+    real = huggingface_hub.hf_hub_download
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: real(*a, cache_dir=tmp_path, **k))
+    examples, _ = read("hf://datasets/team/pairs/t.csv")
+    assert len(examples) == 4
+    with pytest.raises(DataError, match="cannot be fetched from the hub"):
+        read("hf://datasets/team/pairs/absent.csv")
+    with pytest.raises(DataError, match="write hf://datasets/OWNER/NAME"):
+        read("hf://datasets/pairs")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", r"t.csv' is empty \(0 bytes\)"),
+        ("t.csv", b"input,output\n", "no usable row"),
+        ("t.csv", b"\n", "no header line"),
+        ("t.csv", b"smiles,output\na,b\n", r"no column 'input' \(setting data.input\)"),
+        ("t.csv", b"inputs,output\na,b\n", "did you mean 'inputs'"),
+        ("t.csv", b"input;output\na;b\n", "looks semicolon-separated: --set data.delimiter=';'"),
+        ("t.tsv", b"input,output\na,b\n", "looks comma-separated"),
+        ("t.csv", b"input,input\na,b\n", "'input' appears twice"),
+        ("t.csv", b'input,output\n"a,b\nc,d\n', r"line 3: unexpected end of data; if quote characters are plain text"),
+        ("t.csv", "input,output\na,b\n".encode("utf-16"), "UTF-16; convert it: iconv"),
+        ("t.jsonl", b"\n\n", "holds no rows"),
+        ("t.jsonl", b"[1]\n", "a JSON list, not an object"),
+        ("t.parquet", b"nonsense", "cannot be read as Parquet"),
+        ("t.xlsx", b"x", "the ending '.xlsx' is unknown; allowed: .csv"),
+        ("t.csv.gz", gzip.compress(as_csv() * 500)[:-30], r"gzip data is broken or cut off after line \d+"),
+        ("t.csv.gz", b"plain text", "gzip data is broken or cut off after line 0"),
+        ("t.csv.zst", b"plain text", "zstd data is broken"),
+    ],
+)
+def test_broken_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read(path)
+
+
+def test_missing_file_names_a_near_one(tmp_path):
+    (tmp_path / "pairs.csv").write_text("x")
+    with pytest.raises(DataError, match=r"does not exist; did you mean 'pairs.csv'"):
+        read(tmp_path / "pair.csv")
+    with pytest.raises(DataError, match="is a folder"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"a\xff,b\n", r"column 'input' is not valid UTF-8 (byte 0xff)"),
+        (b"a,b\x00\n", "column 'output' holds a NUL byte"),
+        (b"a,\n", "column 'output' is empty"),
+        (b"   ,b\n", "column 'input' is empty"),
+        (b"a\n", "1 cells where the header has 2"),
+        (b"a,b,c\n", "3 cells where the header has 2"),
+        (b"a," + b"x" * 10_000_000 + b"\n", "column 'output' has 10,000,000 characters"),
+    ],
+)
+def test_bad_rows_are_named_and_the_rest_is_kept(tmp_path, row, reason):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"input,output\n" + b"c,d\n" * 3 + row + b"e,f\n")
+    examples, rejected = read(path)
+    assert len(examples) == 4
+    assert [r.line for r in rejected] == [5]
+    assert rejected[0].reason.startswith(reason)
+    assert rejected[0].file == str(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"), [("{bad", "not JSON"), ('{"output": "x"}', "column 'input' is missing"), ("3", "a JSON int")]
+)
+def test_bad_json_rows(tmp_path, row, reason):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"input": "a", "output": "b"}\n' + row + '\n{"input": "c", "output": "d"}\n')
+    examples, rejected = read(path)
+    assert len(examples) == 2
+    assert [r.line for r in rejected] == [2]
+    assert reason in rejected[0].reason
+
+
+def test_too_many_bad_rows_are_an_error(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"input,output\na,b\nc,\n")
+    _, rejected = read(path)
+    with pytest.raises(DataError, match=r"1 of 2 rows cannot be used, more than data.max_rejected = 0.05; first: .*line 3"):
+        check_rejected_share(1, 2, 0.05, rejected[0])
+    check_rejected_share(1, 2, 0.5, rejected[0])

@@ -1,0 +1,196 @@
+"""The native engine decodes what transformers decodes; engines that cannot serve say so."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from conftest import FAMILIES, build_model, build_tokenizer
+from seqtune.config import DecodeConfig
+from seqtune.decoding.engines import make_engine, packed
+from seqtune.decoding.engines.native import NativeEngine, fits
+from seqtune.decoding.engines.reference import TransformersEngine
+from seqtune.errors import ConfigError
+from seqtune.models.attention import use_fast_attention
+
+NUM_SOURCES, LIMIT = 40, 24
+SEARCHES = [(1, 1, 1.0), (3, 2, 1.1), (5, 5, 0.0), (5, 1, 0.6), (10, 3, 0.8)]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    """(model, model with our attention, prompts, a token that the model writes often, to serve as the end)."""
+    tokenizer = build_tokenizer(request.param)
+    model, fast = (build_model(request.param, len(tokenizer)) for _ in range(2))
+    use_fast_attention(fast)
+    rng = random.Random(0)
+    sources = [np.array([rng.randrange(3, len(tokenizer)) for _ in range(rng.randrange(2, 30))]) for _ in range(NUM_SOURCES)]
+    end = 3
+    for each in (model, fast):
+        _make_end_likely(each, end, sources)
+    return model, fast, sources, end
+
+
+@torch.no_grad()
+def _make_end_likely(model, end: int, sources: list[np.ndarray]) -> None:
+    """Turn the end token's output row towards the hidden states, until its logit is near the best ones."""
+    backbone, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
+    hidden = torch.stack([backbone(input_ids=torch.from_numpy(s)[None]).last_hidden_state[0, -1] for s in sources])
+    logits = head(hidden)
+    mean = hidden.mean(0)
+    head.weight[end] += mean / (hidden @ mean).mean() * (logits.max(1).values - logits[:, end]).mean() * 0.8
+
+
+@pytest.mark.parametrize(("num_beams", "num_return", "length_penalty"), SEARCHES)
+def test_native_equals_transformers(family, num_beams, num_return, length_penalty, monkeypatch):
+    """Rows enter and leave at different steps here, because the budget holds only some of them at once."""
+    model, fast, sources, end = family
+    monkeypatch.setattr(packed, "SMALLEST", 1)  # as in models of a useful size
+    config = DecodeConfig(num_beams=num_beams, num_return=num_return, length_penalty=length_penalty, token_budget=1500)
+    limits = [LIMIT] * NUM_SOURCES
+    theirs = dict(TransformersEngine(model, end, config).generate(sources, limits))
+    ours = dict(NativeEngine(fast, end, config).generate(sources, limits))
+    assert sorted(ours) == list(range(NUM_SOURCES))
+    lengths = {len(c.ids) for found in ours.values() for c in found}
+    assert len(lengths) > 1, "hypotheses must end at different lengths, or little is tested"
+    for i in range(NUM_SOURCES):
+        assert [c.ids for c in ours[i]] == [c.ids for c in theirs[i]]
+        np.testing.assert_allclose([c.score for c in ours[i]], [c.score for c in theirs[i]], rtol=1e-4, atol=1e-4)
+
+
+def test_every_input_has_its_own_limit(family):
+    _, fast, sources, end = family
+    limits = [1 + i % 7 for i in range(NUM_SOURCES)]
+    for beams in (1, 4):
+        found = dict(NativeEngine(fast, end, DecodeConfig(num_beams=beams, token_budget=900)).generate(sources, limits))
+        assert all(1 <= len(found[i][0].ids) <= limits[i] for i in range(NUM_SOURCES))
+        assert any(len(found[i][0].ids) == limits[i] for i in range(NUM_SOURCES))
+
+
+def test_slots_that_no_beam_needs_are_dropped_and_room_grows(family, monkeypatch):
+    """The outcome must not depend on when that happens."""
+    from seqtune.decoding.engines import native
+
+    _, fast, sources, end = family
+    config = DecodeConfig(num_beams=4, token_budget=5000)
+    outcomes = []
+    for every in (2, 7, 10**6):
+        monkeypatch.setattr(native, "DROP_EVERY", every)
+        outcomes.append(dict(NativeEngine(fast, end, config).generate(sources[:12], [40] * 12)))
+    first, *others = [{i: [c.ids for c in found] for i, found in o.items()} for o in outcomes]
+    assert all(first == other for other in others)
+
+
+def test_gpt_neo_attention_equals_its_own():
+    """Reference: transformers' eager GPT-Neo; rows longer than the window of the local layers, padded on the left and not."""
+    slow, fast = build_model("gpt_neo", 300), build_model("gpt_neo", 300)
+    use_fast_attention(fast)
+    ids = torch.randint(0, 300, (3, 30), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(fast(input_ids=ids).logits, slow(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+        theirs, ours = (m(input_ids=ids, attention_mask=mask).logits for m in (slow, fast))
+    torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], rtol=1e-4, atol=1e-4)
+    for model in (slow, fast):
+        model(input_ids=ids, labels=ids).loss.backward()
+    for (name, a), b in zip(slow.named_parameters(), fast.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_models_that_the_native_engine_does_not_fit_go_to_transformers():
+    """Mistral's sliding window hides keys by their place in the cache, which the native engine does not keep."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    assert not fits(model)
+    assert isinstance(make_engine(model, 2, DecodeConfig()), TransformersEngine)
+    with pytest.raises(ConfigError, match="'native' does not fit MistralForCausalLM"):
+        make_engine(model, 2, DecodeConfig(engine="native"))
+
+
+def test_a_wrong_cache_is_noticed(monkeypatch):
+    from seqtune.decoding.engines.native import SlotCache
+
+    model = build_model("llama", 300)
+    monkeypatch.setattr(SlotCache, "update", lambda self, key, value, layer, *_: (key, value))
+    assert not fits(model)
+
+
+def test_engines_refuse_what_they_cannot_do(tmp_path):
+    neo = build_model("gpt_neo", 300)
+    with pytest.raises(ConfigError, match="no loader for 'gpt_neo' .* use 'native'"):
+        make_engine(neo, 2, DecodeConfig(engine="ctranslate2"), tmp_path)
+    with pytest.raises(ConfigError, match="needs a run or model folder"):
+        make_engine(build_model("opt", 300), 2, DecodeConfig(engine="ctranslate2"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="'vllm' needs a CUDA GPU"):
+            make_engine(neo, 2, DecodeConfig(engine="vllm"), tmp_path)
+
+
+@pytest.mark.parametrize("family_name", ["opt", "gpt2", "bloom", "llama"])
+def test_ctranslate2_decodes_what_transformers_decodes(family_name, tmp_path):
+    pytest.importorskip("ctranslate2")
+    tokenizer = build_tokenizer(family_name)  # some without an unknown token, which CTranslate2 asks for
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(-len(tokenizer) % 8)])
+    model = build_model(family_name, len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    sources = [np.array([5, 9, 30, 41]), np.array([7, 50])]
+    for beams in (1, 4):
+        config = DecodeConfig(num_beams=beams, engine="ctranslate2")
+        engine = make_engine(model, tokenizer.eos_token_id, config, tmp_path / "model")
+        ours, theirs = (
+            dict(e.generate(sources, [6, 6])) for e in (engine, TransformersEngine(model, tokenizer.eos_token_id, config))
+        )
+        for i in range(2):
+            assert ours[i][0].ids == theirs[i][0].ids
+            assert ours[i][0].score == pytest.approx(theirs[i][0].score, rel=1e-3)
+    assert (tmp_path / "model-ctranslate2-float32" / "model.bin").exists()
+
+
+def test_what_ctranslate2_cannot_convert_is_refused(tmp_path):
+    pytest.importorskip("ctranslate2")
+    tokenizer = build_tokenizer("gpt2")
+    model = build_model("gpt2", len(tokenizer) + 40)  # rows that no token names
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="ctranslate2 cannot serve .* use decode.engine = 'native'"):
+        make_engine(model, 0, DecodeConfig(engine="ctranslate2"), tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_packed_weights_give_the_same_results_and_leave_no_trace(family, monkeypatch):
+    model = build_model(family, 120)
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    ids = torch.arange(24).view(2, 12)
+    layers = [m for m in model.modules() if type(m) in {torch.nn.Linear, Conv1D}]
+    with torch.inference_mode():
+        expected = model(ids).logits
+        with packed.packed(model):
+            assert all(m.forward.func is packed._linear for m in layers)
+            found = model(ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in m.__dict__ for m in layers)
+
+
+def test_packed_weights_leave_hooked_and_small_layers_alone(monkeypatch):
+    hooked, small, large = torch.nn.Linear(512, 512), torch.nn.Linear(8, 8), torch.nn.Linear(512, 512)
+    hooked.forward = hooked.forward
+    model = torch.nn.Sequential(hooked, small, large)
+    with torch.inference_mode(), packed.packed(model):
+        assert "forward" not in small.__dict__
+        assert "forward" in large.__dict__
+    assert "forward" in hooked.__dict__
+    assert "forward" not in large.__dict__
+    monkeypatch.setattr(packed, "available_memory", lambda: 2 * large.weight.nbytes - 1)
+    with packed.packed(large):
+        assert "forward" not in large.__dict__, "no room for a copy"

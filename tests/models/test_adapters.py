@@ -1,0 +1,419 @@
+"""Every method of parameter-efficient training in every family: what changes, what is saved, merged, decoded, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import FAMILIES, build_model, build_tokenizer, pairs
+from seqtune.config import SOFT_PROMPTS, AdapterConfig, DecodeConfig, TrainConfig, load_config
+from seqtune.decoding.engines import make_engine
+from seqtune.decoding.engines.native import NativeEngine
+from seqtune.errors import ConfigError, ModelError
+from seqtune.models import adapters, soft_prompts
+from seqtune.models.attention import use_fast_attention
+from seqtune.models.loss import TargetLoss
+from seqtune.records import Encoded
+from seqtune.tokens.batching import collate
+from seqtune.training.loop import Trainer
+
+VOCABULARY = 330
+METHODS = (
+    "lora", "dora", "rslora", "qlora", "oft", "ia3", "bottleneck", "prompt_tuning", "p_tuning", "prefix_tuning", "bitfit", "layers",
+)  # fmt: skip
+REFUSED = {("oft", "gpt2"): "peft has none for Conv1D", ("bitfit", "llama"): "has no biases to train"}
+
+
+def settings(method: str) -> AdapterConfig:
+    options = {"rank": 4, "num_virtual_tokens": 3, "layers": ["*.1.*"] if method == "layers" else []}
+    if method in ("dora", "rslora"):
+        return AdapterConfig(method="lora", **{method: True}, **options)
+    return AdapterConfig(method=method, **options)
+
+
+def base(family: str, method: str):
+    model = build_model(family, VOCABULARY, width=64 if method == "qlora" else 32)
+    use_fast_attention(model)
+    return model
+
+
+def rows(num_virtual: int) -> list[Encoded]:
+    generator = np.random.default_rng(0)
+    virtual = VOCABULARY + np.arange(num_virtual)
+    return [
+        Encoded(np.concatenate([virtual, generator.integers(5, 300, n)]).astype(np.int32), num_virtual + 3) for n in (9, 12, 7)
+    ]
+
+
+def digest(parameter: torch.Tensor) -> str:
+    return hashlib.sha256(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def train(model, steps: int = 8) -> list[float]:
+    loss = TargetLoss(model)
+    batch = collate(rows(soft_prompts.num_virtual_tokens(model)), 0)
+    optimizer = torch.optim.AdamW(adapters.trainable(model).values(), lr=5e-3)
+    values = []
+    for _ in range(steps):
+        value = loss(batch)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(value.item())
+    return values
+
+
+def logits(model) -> torch.Tensor:
+    model.eval()
+    virtual = VOCABULARY + torch.arange(soft_prompts.num_virtual_tokens(model))
+    with torch.no_grad():
+        return model(input_ids=torch.cat([virtual, torch.arange(10, 20)])[None], use_cache=False).logits[:, len(virtual) :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_trains_saves_loads_and_merges(method, family, tmp_path):
+    config, model = settings(method), base(family, method)
+    if (method, family) in REFUSED:
+        with pytest.raises(ConfigError, match=REFUSED[method, family]):
+            adapters.attach(model, config)
+        return
+    plain = copy.deepcopy(model)
+    torch.manual_seed(0)
+    adapters.attach(model, config)
+    trained = set(adapters.trainable(model))
+    frozen = {name: digest(p) for name, p in model.named_parameters() if name not in trained}
+    count = sum(p.numel() for p in adapters.trainable(model).values())
+    assert 0 < count < sum(p.numel() for p in plain.parameters())
+    values = train(model)
+    assert values[-1] < values[0]
+    assert frozen == {name: digest(p) for name, p in model.named_parameters() if name not in trained}
+    adapters.save(model, config, tmp_path)
+    again = copy.deepcopy(plain)
+    assert adapters.load(again, tmp_path) == config
+    again.eval()
+    assert torch.equal(logits(again), logits(model))
+    assert not torch.allclose(logits(again), logits(plain), atol=1e-4)
+    expected = logits(again)
+    if method == "qlora":
+        with pytest.raises(ConfigError, match="cannot be merged into 4-bit"):
+            adapters.merge(again, config)
+    elif method in (*SOFT_PROMPTS, "bottleneck"):
+        with pytest.raises(ConfigError, match="cannot be merged: the base has no weights"):
+            adapters.merge(again, config)
+    else:
+        adapters.merge(again, config)
+        assert [n for n, _ in again.named_parameters()] == [n for n, _ in plain.named_parameters()]
+        assert torch.allclose(logits(again), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_is_uninterrupted_to_the_bit(method, family, tmp_path):
+    if (method, family) in REFUSED:
+        return
+    train_settings = TrainConfig(
+        batch_size=2,
+        epochs=4,
+        precision="fp32",
+        optimizer="paged_adamw" if method == "qlora" else "adamw",
+        learning_rate=1e-3,
+        checkpoint_every=3,
+    )
+
+    def trainer(folder) -> Trainer:
+        model = base(family, method)
+        torch.manual_seed(0)
+        adapters.attach(model, settings(method))
+        folder.mkdir(exist_ok=True)
+        return Trainer(model, rows(soft_prompts.num_virtual_tokens(model)), train_settings, folder)
+
+    whole = trainer(tmp_path / "whole")
+    whole.run(quiet=True)
+    first = trainer(tmp_path / "broken")
+    steps = first.plan.steps_from
+
+    def stop_early(done):
+        for number, step in enumerate(steps(done), start=done):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield step
+
+    first.plan.steps_from = stop_early
+    with pytest.raises(KeyboardInterrupt):
+        first.run(quiet=True)
+    second = trainer(tmp_path / "broken")
+    assert second.restore()
+    assert second.state.step == 3
+    second.run(quiet=True)
+    expected = adapters.trainable(whole.model)
+    assert expected
+    for name, parameter in adapters.trainable(second.model).items():
+        assert torch.equal(parameter, expected[name]), name
+    checkpoint = sorted((tmp_path / "broken" / "checkpoints").glob("step-*"))[-1]
+    assert set(load_file(checkpoint / "model.safetensors")) == set(expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["lora", "ia3", *SOFT_PROMPTS, "bottleneck"])
+def test_batched_beams_equal_single_ones(method, family):
+    config, model = settings(method), base(family, method)
+    torch.manual_seed(1)
+    adapters.attach(model, config)
+    train(model)
+    model.eval()
+    virtual = VOCABULARY + np.arange(soft_prompts.num_virtual_tokens(model))
+    generator = np.random.default_rng(2)
+    sources = [np.concatenate([virtual, generator.integers(5, 300, n)]).astype(np.int32) for n in (3, 11, 6, 8)]
+    for beams in (1, 4):
+        engine = make_engine(model, 1, DecodeConfig(num_beams=beams, num_return=beams))
+        assert isinstance(engine, NativeEngine)
+        together = dict(engine.generate(sources, [8] * 4))
+        for index, source in enumerate(sources):
+            alone = dict(engine.generate([source], [8]))[0]
+            assert [c.ids for c in together[index]] == [c.ids for c in alone]
+            assert [c.score for c in together[index]] == pytest.approx([c.score for c in alone], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "gpt_neo", "bloom", "llama"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "lora"])
+def test_transformers_with_left_padding_finds_the_same(method, family):
+    """The reference engine pads sources of different lengths on the left; virtual tokens are padded like any other."""
+    config, model = settings(method), base(family, method)
+    adapters.attach(model, config)
+    train(model)
+    model.eval()
+    virtual = VOCABULARY + np.arange(soft_prompts.num_virtual_tokens(model))
+    generator = np.random.default_rng(3)
+    sources = [np.concatenate([virtual, generator.integers(5, 300, n)]).astype(np.int32) for n in (3, 9, 6)]
+    decode = DecodeConfig(num_beams=3, num_return=3)
+    found = dict(make_engine(model, 1, decode).generate(sources, [6] * 3))
+    reference = dict(make_engine(model, 1, decode.model_copy(update={"engine": "transformers"})).generate(sources, [6] * 3))
+    for index in range(3):
+        assert [c.ids for c in found[index]] == [c.ids for c in reference[index]]
+
+
+def test_engines_that_would_leave_the_adapter_out_are_refused():
+    model = base("opt", "prefix_tuning")
+    adapters.attach(model, settings("prefix_tuning"))
+    with pytest.raises(ConfigError, match="know no tuned prefix"):
+        make_engine(model, 1, DecodeConfig(engine="transformers"))
+    with pytest.raises(ConfigError, match="export it first"):
+        make_engine(model, 1, DecodeConfig(engine="ctranslate2"))
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "gpt_neox", "llama"])
+@pytest.mark.parametrize("method", SOFT_PROMPTS)
+def test_soft_prompts_are_what_peft_makes_of_the_saved_folder(method, family, tmp_path):
+    """peft loads what we saved; its logits for an unpadded text are ours."""
+    config, model = settings(method), base(family, method)
+    plain = copy.deepcopy(model)
+    adapters.attach(model, config)
+    train(model)
+    adapters.save(model, config, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path)).eval()
+    ids = torch.arange(10, 20)[None]
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -10:]
+    assert torch.allclose(logits(model), expected, atol=1e-4)
+
+
+def test_injected_methods_are_what_peft_makes_of_the_saved_folder(tmp_path):
+    for method in ("lora", "oft", "ia3"):
+        config, model = settings(method), base("llama", method)
+        plain = copy.deepcopy(model)
+        adapters.attach(model, config)
+        train(model)
+        adapters.save(model, config, tmp_path / method)
+        theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path / method)).eval()
+        with torch.no_grad():
+            expected = theirs(input_ids=torch.arange(10, 20)[None], use_cache=False).logits
+        assert torch.allclose(logits(model), expected, atol=1e-5)
+
+
+COUNTS = {  # of a width of 32, two layers, rank 4: by hand from the shapes of the targets
+    "opt": (4 * 2 * 32 * 4 * 2, (32 + 64) * 4 * 2 * 2),
+    "llama": ((32 + 32 + 32 + 16 + 32 + 16 + 32 + 32) * 4 * 2, (32 + 64) * 4 * 3 * 2),
+    "gpt2": ((32 + 96 + 32 + 32) * 4 * 2, (32 + 128) * 4 * 2 * 2),
+    "gpt_neox": ((32 + 96 + 32 + 32) * 4 * 2, (32 + 64) * 4 * 2 * 2),
+    "bloom": ((32 + 96 + 32 + 32) * 4 * 2, (32 + 128) * 4 * 2 * 2),
+    "gpt_neo": (4 * 2 * 32 * 4 * 2, (32 + 128) * 4 * 2 * 2),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_targets_give_the_parameters_that_their_shapes_say(family):
+    for targets, expected in (("attention-only", COUNTS[family][0]), ("all-linear", sum(COUNTS[family]))):
+        model = build_model(family, VOCABULARY)
+        adapters.attach(model, AdapterConfig(method="lora", rank=4, targets=targets))
+        assert sum(p.numel() for p in adapters.trainable(model).values()) == expected
+
+
+# width 32, 2 layers, rank and block size 4, 3 virtual tokens; from the shapes, in the order of FAMILIES
+TRAINED = {
+    "ia3": [2 * (32 + 32 + 64), 2 * (32 + 32 + 128), 2 * (96 + 128), 2 * (96 + 64), 2 * (96 + 128), 2 * (16 + 16 + 64)],
+    "oft": [2 * 6 * (5 * 8 + 16), 2 * 6 * (5 * 8 + 32), None, 2 * 6 * (3 * 8 + 16), 2 * 6 * (3 * 8 + 32), 2 * 6 * (6 * 8 + 16)],
+    "bottleneck": [2 * (32 * 4 + 4 + 4 * 32 + 32)] * 6,
+    "prompt_tuning": [3 * 16] + [3 * 32] * 5,  # this OPT embeds in 16
+    "p_tuning": [3 * 16 + 3 * (16 * 16 + 16)] + [3 * 32 + 3 * (32 * 32 + 32)] * 5,
+    "prefix_tuning": [3 * 2 * 2 * 32] * 5 + [3 * 2 * 2 * 16],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [*TRAINED, "dora", "bitfit", "layers"])
+def test_the_number_of_trained_parameters(method, family):
+    if (method, family) in REFUSED:
+        return
+    model = build_model(family, VOCABULARY)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    magnitudes = sum(
+        m.weight.shape[1 if family == "gpt2" else 0]
+        for n, m in model.named_modules()
+        if hasattr(m, "weight") and ".1." in n and m.weight.ndim == 2
+    )
+    expected = {
+        "bitfit": sum(n for name, n in sizes.items() if name.endswith("bias")),
+        "layers": sum(n for name, n in sizes.items() if ".1." in name),
+        "dora": sum(COUNTS[family]) + 2 * magnitudes,  # a magnitude per output of each target
+    }
+    adapters.attach(model, settings(method))
+    count = sum(p.numel() for p in adapters.trainable(model).values())
+    assert count == (expected[method] if method in expected else TRAINED[method][FAMILIES.index(family)])
+
+
+def test_what_matches_nothing_is_refused_with_near_names():
+    model = build_model("opt", VOCABULARY)
+    with pytest.raises(ConfigError, match="'q_prj' matches no linear layer; near names: q_proj"):
+        adapters.attach(model, AdapterConfig(method="lora", targets=["v_proj", "q_prj"]))
+    with pytest.raises(ConfigError, match=r"'\*\.layer\.7\.\*' matches no parameter; near names: "):
+        adapters.attach(model, AdapterConfig(method="layers", layers=["*.layer.7.*"]))
+    with pytest.raises(ConfigError, match="must divide the input width"):
+        adapters.attach(build_model("opt", VOCABULARY), AdapterConfig(method="oft", rank=5))
+    with pytest.raises(ConfigError, match="blocks of 64"):
+        adapters.attach(build_model("opt", VOCABULARY), AdapterConfig(method="qlora"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"adapter.method": "prefix_tuning", "train.batching": "pack"}, "packed rows would need a soft prompt each"),
+        ({"adapter.method": "p_tuning", "model.trim_vocabulary": True}, "virtual tokens follow the vocabulary"),
+        ({"adapter.method": "lora", "model.adapt_vocabulary": 64}, "must be 0"),
+        ({"adapter.method": "lora", "train.optimizer": "muon"}, "is for full fine-tuning"),
+        ({"adapter.method": "layers"}, "need each other"),
+        ({"adapter.method": "ia3", "adapter.dora": True}, "belong to the methods lora and qlora"),
+        ({"adapter.method": "lora", "adapter.init_text": "x"}, "belongs to the method prompt_tuning"),
+        ({"adapter.method": "lorra"}, "adapter.method = 'lorra'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+def seqtune(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "seqtune", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def neox(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("neox")
+    tokenizer = build_tokenizer("gpt_neox")
+    build_model("gpt_neox", len(tokenizer), width=64).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    with (folder / "pairs.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows([("input", "output"), *pairs(120)])
+    return folder
+
+
+def command(folder, method: str, out: str, *more: str) -> list[str]:
+    return [
+        "fit", "--data", str(folder / "pairs.csv"), "--model", str(folder / "base"), "--out", str(folder / out),
+        "--set", f"adapter.method={method}", "--set", "adapter.rank=4", "--set", "adapter.num_virtual_tokens=4",
+        "--set", "train.max_steps=12", "--set", "train.checkpoint_every=4", "--set", "train.validate_every=6",
+        "--set", "decode.max_new_tokens=8", "--set", "decode.num_beams=2", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "qlora", "prefix_tuning", "layers"])
+def test_from_fit_to_export_through_the_command_line(neox, method):
+    more = ["--set", "adapter.layers=['*.1.*']"] if method == "layers" else []
+    done = seqtune(*command(neox, method, method, *more))
+    assert "of them trained" in done.stderr
+    run = neox / method
+    for name in ("adapter.json", "adapter_model.safetensors", "tokenizer.json", "config.json"):
+        assert (run / "model" / name).exists(), name
+    assert not (run / "model" / "model.safetensors").exists()
+    stored = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    answers = seqtune(
+        "predict", str(run), *[s["input"] for s in stored], "--num-beams", "2", "--set", "decode.max_new_tokens=8"
+    )
+    assert answers.stdout.splitlines() == [s["prediction"] for s in stored]
+    out = neox / (method + "-export")
+    if method in ("lora", "layers"):
+        exported = seqtune("export", str(run), "--to", "hf", "--out", str(out), "--verify", "10")
+        assert "0 of" in exported.stdout or "10" in exported.stdout
+        assert (out / "model.safetensors").exists()
+    else:
+        assert "cannot be merged" in seqtune("export", str(run), "--to", "hf", "--out", str(out), expect=1).stderr
+
+
+@pytest.mark.slow
+def test_lora_with_trimming_packing_and_buckets(neox):
+    for batching in ("pack", "bucket"):
+        out = f"trimmed-{batching}"
+        more = ["--set", "model.trim_vocabulary=true", "--set", f"train.batching={batching}"]
+        done = seqtune(*command(neox, "lora", out, *more))
+        assert "tokens are kept" in done.stderr
+        run = neox / out
+        stored = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()][:5]
+        answers = seqtune(
+            "predict", str(run), *[s["input"] for s in stored], "--num-beams", "2", "--set", "decode.max_new_tokens=8"
+        )
+        assert answers.stdout.splitlines() == [s["prediction"] for s in stored]
+
+
+@pytest.mark.slow
+def test_several_adapters_over_one_base(neox):
+    for method in ("ia3", "prompt_tuning", "bitfit"):
+        seqtune(*command(neox, method, "side-" + method))
+    names = [str(neox / f"side-{m}") for m in ("ia3", "prompt_tuning", "bitfit", "ia3")]
+    flags = [flag for name in names for flag in ("--adapter", name)]
+    lines = seqtune("predict", str(neox / "base"), "123", "145", *flags).stdout.splitlines()
+    alone = {name: seqtune("predict", name, "123", "145").stdout.splitlines() for name in set(names)}
+    assert lines == [f"{name}\t{text}" for name in names for text in alone[name]]
+    record = json.loads(seqtune("predict", str(neox / "base"), "123", *flags[:2], "--json").stdout)
+    assert (record["adapter"], record["prediction"]) == (names[0], alone[names[0]][0])
+    wrong = seqtune("predict", "builtin:base", "123", "--adapter", names[0], expect=1)
+    assert "was trained on" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_an_adapter_goes_on_from_a_run(neox):
+    seqtune(*command(neox, "full", "first"))
+    seqtune(*command(neox, "lora", "second", "--model", str(neox / "first")))
+    seqtune(*command(neox, "bitfit", "third", "--model", str(neox / "second")))
+    assert seqtune("predict", str(neox / "third"), "123").stdout
+    assert (neox / "third" / "metrics.json").exists()
+
+
+def test_an_adapter_on_another_base_is_refused(tmp_path):
+    model = build_model("llama", VOCABULARY)
+    adapters.attach(model, AdapterConfig(method="lora"))
+    adapters.save(model, AdapterConfig(method="lora"), tmp_path)
+    with pytest.raises((ModelError, ConfigError, RuntimeError)):
+        adapters.load(build_model("opt", VOCABULARY), tmp_path)

@@ -1,0 +1,186 @@
+"""The scikit-learn face, pretraining, the embedded base and the demonstration's data."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+
+from conftest import pairs
+from seqtune import SequenceLearner
+from seqtune.config import ModelConfig, TrainConfig
+from seqtune.errors import DataError, MissingDependencyError, RunError
+from seqtune.models.loading import builtin_path, load_model, load_tokenizer
+from seqtune.procedures.pretrain import Shape, bits_per_byte, pretrain, read_documents, rows_of, train_tokenizer
+
+INPUTS, OUTPUTS = map(list, zip(*pairs(40), strict=True))
+
+
+def learner(folder, **settings):
+    return SequenceLearner(str(folder), settings={"train.batch_size": 8, "decode.max_new_tokens": 16}, **settings)
+
+
+def test_learner_fits_predicts_scores(llama_folder):
+    model = learner(llama_folder, epochs=1)
+    with pytest.raises(NotFittedError):
+        model.predict(["1"])
+    assert model.fit(INPUTS, OUTPUTS) is model
+    predictions = model.predict(INPUTS[:5])
+    assert predictions.shape == (5,)
+    assert model.score(INPUTS[:5], OUTPUTS[:5]) == np.mean([p == o for p, o in zip(predictions, OUTPUTS, strict=False)])
+
+
+def test_learner_clones_and_searches(llama_folder):
+    model = learner(llama_folder, epochs=1, learning_rate=1e-3)
+    copy = clone(model).set_params(epochs=2)
+    assert copy.get_params()["epochs"] == 2
+    assert model.get_params()["epochs"] == 1
+    search = GridSearchCV(model, {"seed": [0, 1]}, cv=2).fit(INPUTS[:12], OUTPUTS[:12])
+    assert len(search.cv_results_["mean_test_score"]) == 2
+    assert not np.isnan(search.cv_results_["mean_test_score"]).any()
+
+
+def test_learner_names_bad_input(llama_folder):
+    with pytest.raises(DataError, match="40 inputs but 39 outputs"):
+        learner(llama_folder).fit(INPUTS, OUTPUTS[:-1])
+    with pytest.raises(DataError, match=r"inputs\[1\] is a int; every entry must be a text"):
+        learner(llama_folder).fit(["a", 3], ["b", "c"])
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    words = "the quick brown fox jumps over a lazy dog while seven wizards box".split()
+    generator = np.random.default_rng(0)
+    path.write_text("\n\n".join(" ".join(generator.choice(words, 30)) + "." for _ in range(600)))
+    return path
+
+
+def test_pretrain_beats_random_and_writes_a_usable_base(corpus, tmp_path, llama_folder):
+    shape = Shape(vocab_size=300, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64, row_length=64)
+    out = tmp_path / "base"
+    facts = pretrain([corpus], out, shape, TrainConfig(epochs=2, token_budget=1024))
+    assert facts["bits_per_byte"] < 0.7 * facts["bits_per_byte_random_init"]
+    assert json.loads((out / "pretraining.json").read_text())["num_parameters"] == facts["num_parameters"]
+    model, tokenizer = load_model(ModelConfig(name=str(out)), 0), load_tokenizer(ModelConfig(name=str(out)))
+    assert model.config.vocab_size == len(tokenizer) == 300
+    with pytest.raises(RunError, match="exists"):
+        pretrain([corpus], out, shape, TrainConfig())
+
+
+def test_bits_per_byte_by_hand(corpus, llama_folder):
+    """A model with equal logits spends log2(vocabulary) bits on every token."""
+    tokenizer = train_tokenizer(read_documents([corpus]), 300)
+    documents = ["the quick fox", "naïve ½"]
+    rows = list(rows_of(documents, tokenizer, 64))
+    model = load_model(ModelConfig(name=str(llama_folder)), 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    num_tokens = sum(len(r.input_ids) for r in rows) - len(rows)
+    expected = num_tokens * math.log2(model.config.vocab_size) / 20
+    assert bits_per_byte(model, rows, 20) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_hold_the_whole_stream(corpus):
+    documents = read_documents([corpus])
+    tokenizer = train_tokenizer(documents, 300)
+    rows = list(rows_of(documents, tokenizer, 64))
+    stream = np.concatenate([r.input_ids for r in rows]).tolist()
+    expected = [i for ids in tokenizer(documents)["input_ids"] for i in [*ids, tokenizer.eos_token_id]]
+    assert stream == expected
+    assert {len(r.input_ids) for r in rows[:-1]} == {64}
+
+
+def test_too_little_text_is_refused(tmp_path):
+    (tmp_path / "t.txt").write_text("one\n\ntwo")
+    with pytest.raises(DataError, match="holds 2 paragraphs"):
+        read_documents([tmp_path / "t.txt"])
+
+
+def test_embedded_base_is_small_safe_and_complete():
+    folder = builtin_path("base")
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 8_000_000
+    assert not [p for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pkl", ".py")]
+    source = ModelConfig()
+    model, tokenizer = load_model(source, 0), load_tokenizer(source)
+    assert 1e6 <= sum(p.numel() for p in model.parameters()) <= 4e6
+    text = "2,3-bis(oxidanyl)benzoic acid; naïve 北京 ½ \t C[C@@H](N)C(=O)O"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    card = (folder / "README.md").read_text()
+    facts = json.loads((folder / "pretraining.json").read_text())
+    assert f"{facts['bits_per_byte']:.3f}" in card
+    assert "WordNet" in card
+
+
+def test_embedded_base_knows_english():
+    """Bits per byte on a sentence that is not in its corpus, against the same shape at random."""
+    source = ModelConfig()
+    tokenizer = load_tokenizer(source)
+    text = "The committee agreed that the old bridge should be repaired before the winter began."
+    rows = list(rows_of([text], tokenizer, 256))
+    trained = bits_per_byte(load_model(source, 0), rows, len(text))
+    untrained = bits_per_byte(load_model(ModelConfig(init="random"), 0), rows, len(text))
+    assert trained < 0.75 * untrained
+
+
+def test_chemicals_table_is_clean():
+    pytest.importorskip("chemicals")
+    from seqtune.chem.sources import chemicals_table
+
+    frame, counts = chemicals_table(40, 50)
+    assert counts["records"] > 70_000
+    assert frame.height == counts["kept"] > 40_000
+    assert frame["smiles"].is_unique().all()
+    assert frame["iupac"].is_unique().all()
+    assert frame["smiles"].str.len_chars().max() <= 40
+    assert frame["iupac"].str.len_chars().max() <= 50
+    assert (frame["skeleton"].str.len_chars() == 14).all()
+    water = frame.filter(frame["smiles"] == "CCO")
+    assert water["iupac"].to_list() == ["ethanol"]
+
+
+def test_missing_extra_names_the_remedy(monkeypatch):
+    import importlib.util
+
+    from seqtune.chem.sources import chemicals_table
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'seqtune\[chem\]'"):
+        chemicals_table()
+
+
+def test_demo_runs_from_table_to_verdicts(tmp_path, monkeypatch, capsys):
+    """The real verb on a handful of molecules for a few steps; the full one is `make demo`."""
+    pytest.importorskip("chemicals")
+    import polars
+
+    import seqtune.cli  # noqa: F401 - registers the verbs
+    from seqtune.cli.app import run_app
+    from seqtune.procedures import demo
+
+    monkeypatch.setattr(demo, "MAX_SMILES", 9)
+    monkeypatch.setattr(demo, "NUM_BASE_ROWS", 5)
+    monkeypatch.setattr(demo, "MAX_NAME", 15)
+    out = tmp_path / "demo"
+    assert run_app(["demo", "--out", str(out), "--minutes", "0.03"]) == 0
+    text = capsys.readouterr().out
+    assert "base model (5 of them)" in text
+    assert text.count("right  ") + text.count("WRONG") == 10
+    assert text.count("reference:") == text.count("WRONG")
+    table = polars.read_csv(out / "molecules.csv")
+    skeleton = dict(zip(table["cid"].cast(str), table["skeleton"], strict=True))
+    tested = {skeleton[json.loads(x)["id"]] for x in (out / "run" / "predictions.jsonl").read_text().splitlines()}
+    data = json.loads((out / "run" / "data.json").read_text())
+    assert data["leakage"]["test"]["same_key"] == 0
+    assert len(tested) > 5
+    assert run_app(["demo", "--out", str(out)]) == 1
+    assert "exists and is not empty" in capsys.readouterr().err

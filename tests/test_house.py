@@ -1,0 +1,48 @@
+"""The house: every room says what it is for, hands on names that are there, and costs nothing to enter."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import seqtune
+
+SOURCE = Path(seqtune.__file__).parent
+ROOMS = sorted(p.parent.name for p in SOURCE.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_for_and_hands_on_what_it_has(room):
+    package = importlib.import_module(f"seqtune.{room}")
+    assert package.__doc__
+    assert len(package.__doc__.split(". ")) >= 2
+    for name in getattr(package, "__all__", []):
+        found = getattr(package, name)
+        assert name.isupper() or found.__module__.startswith(f"seqtune.{room}")
+        assert name not in {p.stem for p in (SOURCE / room).iterdir()}, f"{name} names a module and something in one"
+
+
+def test_a_name_that_a_room_does_not_have_is_an_attribute_error():
+    with pytest.raises(ImportError, match="cannot import name 'tabel'"):
+        exec("from seqtune.data import tabel")
+    with pytest.raises(AttributeError, match="module 'seqtune.data' has no attribute 'tabel'"):
+        _ = importlib.import_module("seqtune.data").tabel
+
+
+def test_entering_the_rooms_loads_nothing_heavy():
+    code = (
+        f"import sys, seqtune\nfor room in {ROOMS}:\n    __import__('seqtune.' + room)\n"
+        "print([m for m in ('torch', 'transformers', 'polars', 'matplotlib', 'rdkit', 'ray') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_root_holds_the_ground_and_nothing_else():
+    modules = {p.stem for p in SOURCE.glob("*.py")}
+    ground = {"records", "errors", "config", "plugins", "progress", "cpus", "runs", "ray_cluster", "rooms"}
+    assert modules == ground | {"learner", "__init__", "__main__"}

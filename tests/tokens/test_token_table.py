@@ -1,0 +1,89 @@
+"""The token cache: the same rows from memory and from disk, and never old tokens for new texts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import build_tokenizer
+from seqtune.records import Encoded, Prompt
+from seqtune.tokens import token_table
+from seqtune.tokens.encode import Encoder
+from seqtune.tokens.token_table import TokenTable, encode_table
+
+PROMPTS = [Prompt(f"the quick {n}\n", f"ethane {n}" if n % 7 else "") for n in range(60)]  # every seventh has no target
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of its own that begins at ten rows."""
+    monkeypatch.setenv("SEQTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(token_table, "CACHE_ROWS", 10)
+    return tmp_path / "cache"
+
+
+def encoder(family: str = "gpt2", **settings) -> Encoder:
+    tokenizer = build_tokenizer(family)
+    return Encoder(tokenizer, settings.pop("max_length", 100), len(tokenizer), **settings)
+
+
+ROWS = st.lists(st.tuples(st.lists(st.integers(0, 70_000), min_size=2, max_size=20), st.integers(1, 1)), max_size=30)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS)
+def test_a_table_gives_back_its_rows(rows):
+    encoded = [Encoded(np.array(ids, np.int32), start) for ids, start in rows]
+    table = TokenTable.of(encoded)
+    assert len(table) == len(rows)
+    assert [r.input_ids.tolist() for r in table] == [ids for ids, _ in rows]
+    assert table.lengths.tolist() == [len(ids) for ids, _ in rows]
+    assert table.num_loss_tokens.sum() == sum(r.num_loss_tokens for r in encoded)
+    assert table.used_ids().tolist() == sorted({i for ids, _ in rows for i in ids})
+    assert table.ids.dtype == (np.uint32 if any(i >= 2**16 for ids, _ in rows for i in ids) else np.uint16)
+
+
+def test_second_time_comes_from_disk_and_is_the_same(cache, monkeypatch):
+    first, first_errors = encode_table(encoder(), PROMPTS)
+    monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("tokenised again"))
+    second, second_errors = encode_table(encoder(), PROMPTS)
+    assert [r.input_ids.tolist() for r in first] == [r.input_ids.tolist() for r in second]
+    assert first.loss_starts.tolist() == second.loss_starts.tolist()
+    assert first_errors == second_errors
+    assert sorted(first_errors) == list(range(0, 60, 7))
+    assert not second.ids.flags.owndata  # mapped, not read
+
+
+def test_rows_equal_those_of_the_encoder(cache):
+    table, errors = encode_table(encoder(), PROMPTS)
+    expected = [r for r in encoder().encode(PROMPTS) if isinstance(r, Encoded)]
+    assert [r.input_ids.tolist() for r in table] == [r.input_ids.tolist() for r in expected]
+    assert [r.loss_start for r in table] == [r.loss_start for r in expected]
+    assert len(table) + len(errors) == len(PROMPTS)
+
+
+def test_whatever_decides_the_tokens_is_in_the_key(cache):
+    encode_table(encoder(), PROMPTS)
+    variants = [
+        (encoder(), [*PROMPTS[:-1], Prompt("other\n", "ethane")]),
+        (encoder(), [*PROMPTS[:-1], Prompt(PROMPTS[-1].source, "methane")]),
+        (encoder(loss_on="all"), PROMPTS),
+        (encoder(max_length=8), PROMPTS),
+        (encoder("opt"), PROMPTS),
+        (encoder("llama"), PROMPTS),
+    ]
+    for number, (each, prompts) in enumerate(variants, start=2):
+        encode_table(each, prompts)
+        assert len(list(cache.iterdir())) == number
+    encode_table(encoder(), PROMPTS)
+    assert len(list(cache.iterdir())) == len(variants) + 1
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SEQTUNE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(token_table, "CACHE_ROWS", 10)
+    table, _ = encode_table(encoder(), PROMPTS)
+    assert len(table) == 51
