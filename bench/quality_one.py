@@ -74,7 +74,6 @@ if __name__ == "__main__":
         return metrics | {"num_items": 1.0}
 
     trainer = Trainer(model, prepared.encoded, config.train, folder, validate)
-    trainer._has_stalled = lambda: False
     started = time.monotonic()
     try:
         trainer.run(quiet=True)

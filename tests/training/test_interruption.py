@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from conftest import build_model
 from seqtune import runs
@@ -21,6 +23,7 @@ from seqtune.records import Encoded
 from seqtune.training import interruption
 from seqtune.training.interruption import Interrupted, Interruption
 from seqtune.training.loop import Trainer
+from seqtune.training.processes import Agreement
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -128,6 +131,17 @@ def test_a_signal_raises_only_in_work_that_can_be_left():
         assert noted.noted
         with pytest.raises(Interrupted), noted.leaving():
             pytest.fail("this began although a signal had come")
+
+
+def test_processes_wait_for_the_main_one_as_long_as_it_takes(monkeypatch):
+    """Not for NCCL's ten minutes, which a validation or a checkpoint of the main process may take."""
+    asked = []
+    monkeypatch.setattr(distributed, "new_group", lambda **options: asked.append(options))
+    Agreement(num_processes=1)
+    assert asked == []
+    Agreement(num_processes=2)
+    assert asked[0]["backend"] == "gloo"
+    assert asked[0]["timeout"] >= timedelta(days=1)
 
 
 WORKER = """

@@ -108,7 +108,7 @@ class WeightAverage:
         >>> weight = nn.Parameter(torch.tensor([0.0]))
         >>> average = WeightAverage([weight], window=1.0)
         >>> for value in (0.0, 3.0):
-        ...     weight.data.fill_(value)
+        ...     _ = weight.data.fill_(value)
         ...     average.update()
         >>> average.means[0].item()  # the second step counts 1 / (1 + 2)
         1.0
