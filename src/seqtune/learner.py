@@ -86,7 +86,7 @@ class SequenceLearner(BaseEstimator):
             }
             config = load_config(overrides=overrides | (self.settings or {}))
             fitted = fit(config, overwrite=self.out is not None, quiet=True)
-            self.predictor_ = Predictor.load(str(fitted.folder), config.decode)
+            self.predictor_ = Predictor.of_run(str(fitted.folder))
         return self
 
     def predict(self, inputs: Sequence[str]) -> np.ndarray:

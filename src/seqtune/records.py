@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     import torch
 
 
+def is_text(text: str) -> bool:
+    r"""False if a text holds a lone surrogate: a byte that was no UTF-8, or a JSON escape; no tokenizer takes it.
+
+    Example:
+        >>> is_text("naïve"), is_text("\ud800")
+        (True, False)
+    """
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row of a table.
@@ -150,9 +160,10 @@ class Prediction:
         prediction: the answer; "" if there is none.
         score: log-probability of the answer.
         hypotheses: what the search found, best first.
-        status: `ok`, `unfinished`, `empty`, `too_long`; with a verifier `verified`, `unverified`, `not_checked`,
-            `abstained`; or a task's own word for an odd input.
+        status: `ok`, `unfinished`, `empty`, `too_long`, `invalid_text`; with a verifier `verified`, `unverified`,
+            `not_checked`, `abstained`; or a task's own word for an odd input.
         details: what a task's inspection, verifier and metrics found out, such as a structure read back from a name.
+        fields: the row's other columns that the template needs, so that the same question can be asked again.
     """
 
     id: str
@@ -163,12 +174,14 @@ class Prediction:
     hypotheses: tuple[Hypothesis, ...]
     status: str
     details: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: the keys of the run-folder contract, in order; what does not apply is left out."""
         record = asdict(self)
-        if not self.details:
-            del record["details"]
+        for optional in ("details", "fields"):
+            if not record[optional]:
+                del record[optional]
         for hypothesis in record["hypotheses"]:
             if not hypothesis["verdict"]:
                 del hypothesis["verdict"]

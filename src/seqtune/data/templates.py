@@ -52,14 +52,28 @@ class Template:
             raise ConfigError(f"format.target = {config.target!r}: it must contain {{output}}")
         return cls(instruction, config.target, config.separator)
 
-    def check_columns(self, columns: Sequence[str]) -> None:
-        """Refuse columns that the table lacks.
+    @property
+    def source_columns(self) -> set[str]:
+        """Columns beside input and output that the model reads."""
+        return _names(self.instruction, "format.template") - {"input", "output"}
+
+    @property
+    def target_columns(self) -> set[str]:
+        """Columns beside input and output that the target is made of."""
+        return _names(self.target, "format.target") - {"input", "output"}
+
+    def check_columns(self, columns: Sequence[str], *, with_target: bool = True) -> None:
+        """Refuse a table that lacks a column of the template.
+
+        Args:
+            columns: of the table.
+            with_target: the target's columns are needed too; prediction does without.
 
         Raises:
             ConfigError: names the column and what there is.
         """
-        used = _names(self.instruction, "format.template") | _names(self.target, "format.target")
-        for name in sorted(used - {"input", "output"} - set(columns)):
+        used = self.source_columns | (self.target_columns if with_target else set())
+        for name in sorted(used - set(columns)):
             raise ConfigError(
                 f"the template uses {{{name}}}, which is no column{did_you_mean(name, columns)}; columns: {', '.join(columns)}"
             )

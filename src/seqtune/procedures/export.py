@@ -14,7 +14,6 @@ from seqtune.decoding.predictor import Predictor, predict_with_progress
 from seqtune.errors import RunError
 from seqtune.models import loading
 from seqtune.models.loading import save_model
-from seqtune.models.machine import best_device
 from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
 from seqtune.records import Example
 from seqtune.runs import is_complete, read_kept_tokens
@@ -68,9 +67,7 @@ def _replay(config: Config, run: Path, folder: Path, count: int) -> dict[str, in
     if not stored.exists():
         raise RunError(f"{str(run)!r} holds no predictions to verify with; its split had no test rows")
     before = read_predictions(str(stored))[:count]
-    source = ModelConfig(name=str(folder))
-    model = loading.load_model(source, config.train.seed).to(best_device())  # type: ignore[arg-type]
-    predictor = Predictor(model, loading.load_tokenizer(source), Task.load(run / "task.yaml"), config.decode, folder)
-    after = predict_with_progress(predictor, [Example(p.id, p.input, None) for p in before], "verify")
+    predictor = Predictor.of_model(str(folder), Task.load(run / "task.yaml"), config.decode)
+    after = predict_with_progress(predictor, [Example(p.id, p.input, None, p.fields) for p in before], "verify")
     different = sum(a.prediction != b.prediction for a, b in zip(after, before, strict=True))
     return {"num_verified": len(before), "num_different": different}

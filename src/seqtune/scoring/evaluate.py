@@ -63,12 +63,14 @@ def _prediction(line: str, number: int, path: str) -> Prediction:
     identity, text = str(record.get("id", number)), str(record.get("input", ""))
     try:
         hypotheses = tuple(Hypothesis(**h) for h in record.get("hypotheses", []))
-        details = {str(k): str(v) for k, v in record.get("details", {}).items()}
+        details, fields = ({str(k): str(v) for k, v in record.get(name, {}).items()} for name in ("details", "fields"))
     except (TypeError, AttributeError) as error:
-        raise DataError(f"{path!r}, line {number}: 'hypotheses' or 'details' is not as seqtune writes it ({error})") from None
+        raise DataError(
+            f"{path!r}, line {number}: 'hypotheses', 'details' or 'fields' is not as seqtune writes it ({error})"
+        ) from None
     return Prediction(
         identity, text, record["reference"], record["prediction"], float(record.get("score") or 0.0), hypotheses,
-        str(record.get("status", "ok")), details,
+        str(record.get("status", "ok")), details, fields,
     )  # fmt: skip
 
 
