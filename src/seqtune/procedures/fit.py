@@ -101,7 +101,7 @@ def training_settings(config: Config, prepared: Prepared, num_parameters: int) -
 
 
 def _speaker(quiet: bool) -> Callable[[str], None]:
-    return (lambda text: None) if quiet else progress.console().print
+    return (lambda text: None) if quiet else lambda text: progress.console().print(text, markup=False)
 
 
 def _enter(config: Config, folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> bool:
