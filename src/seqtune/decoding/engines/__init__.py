@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from seqtune import progress
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines import ct2, vllm
-from seqtune.decoding.engines.native import NativeEngine, fits
+from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.quantized import quantized
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.errors import ConfigError
