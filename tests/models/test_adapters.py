@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import json
 import subprocess
@@ -16,16 +15,20 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from conftest import FAMILIES, build_model, build_tokenizer, pairs
-from seqtune.config import SOFT_PROMPTS, AdapterConfig, DecodeConfig, TrainConfig, load_config
+import seqtune.cli
+from conftest import FAMILIES, build_model, build_tokenizer, pairs, write_csv
+from seqtune.cli.app import run_app
+from seqtune.config import SOFT_PROMPTS, AdapterConfig, DecodeConfig, ModelConfig, TrainConfig, load_config
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.native import NativeEngine, fits
 from seqtune.errors import ConfigError, MissingDependencyError, ModelError
 from seqtune.models import soft_prompts
-from seqtune.models.adapters import Adapter
+from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.attention import use_fast_attention
+from seqtune.models.loading import load_model
 from seqtune.models.loss import TargetLoss
 from seqtune.records import Encoded
+from seqtune.runs import read_kept_tokens
 from seqtune.tokens.batching import collate
 from seqtune.training.loop import Trainer
 
@@ -269,7 +272,8 @@ def test_a_prefix_is_never_left_out_in_silence():
     model = transformers.MistralForCausalLM(
         transformers.MistralConfig(
             vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=128, sliding_window=8, bos_token_id=0, eos_token_id=1,
+            num_key_value_heads=2, max_position_embeddings=128, sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"], bos_token_id=0, eos_token_id=1,
         )
     ).eval()  # fmt: skip
     assert not fits(model)
@@ -390,10 +394,17 @@ def test_what_does_not_go_together_is_refused(overrides, message):
         load_config(None, overrides)
 
 
-def seqtune(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "seqtune", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == expect, done.stderr
-    return done
+@pytest.fixture
+def seqtune(capsys):
+    """The command line in this process: arguments -> what it wrote."""
+
+    def run(*arguments: str, expect: int = 0):
+        code = run_app(arguments)
+        written = capsys.readouterr()
+        assert code == expect, written.err
+        return written
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -402,8 +413,7 @@ def neox(tmp_path_factory):
     tokenizer = build_tokenizer("gpt_neox")
     build_model("gpt_neox", len(tokenizer), width=64).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    with (folder / "pairs.csv").open("w", newline="") as handle:
-        csv.writer(handle).writerows([("input", "output"), *pairs(120)])
+    write_csv(folder / "pairs.csv", pairs(120))
     return folder
 
 
@@ -416,67 +426,113 @@ def command(folder, method: str, out: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+def stored_predictions(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "predictions.jsonl").open(encoding="utf-8")]
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora", "prefix_tuning", "layers"])
-def test_from_fit_to_export_through_the_command_line(neox, method):
+def test_from_fit_to_export_through_the_command_line(neox, seqtune, method):
     more = ["--set", "adapter.layers=['*.1.*']"] if method == "layers" else []
     done = seqtune(*command(neox, method, method, *more))
-    assert "of them trained" in done.stderr
+    assert "of them trained" in done.err
     run = neox / method
     for name in ("adapter.json", "adapter_model.safetensors", "tokenizer.json", "config.json"):
         assert (run / "model" / name).exists(), name
     assert not (run / "model" / "model.safetensors").exists()
-    stored = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    stored = stored_predictions(run)
     answers = seqtune(
         "predict", str(run), *[s["input"] for s in stored], "--num-beams", "2", "--set", "decode.max_new_tokens=8"
     )
-    assert answers.stdout.splitlines() == [s["prediction"] for s in stored]
+    assert answers.out.splitlines() == [s["prediction"] for s in stored]
     out = neox / (method + "-export")
     if method in ("lora", "layers"):
         exported = seqtune("export", str(run), "--to", "hf", "--out", str(out), "--verify", "10")
-        assert "0 of" in exported.stdout or "10" in exported.stdout
+        assert "0 of" in exported.out or "10" in exported.out
         assert (out / "model.safetensors").exists()
     else:
-        assert "cannot be merged" in seqtune("export", str(run), "--to", "hf", "--out", str(out), expect=1).stderr
+        assert "cannot be merged" in seqtune("export", str(run), "--to", "hf", "--out", str(out), expect=1).err
 
 
-@pytest.mark.slow
-def test_lora_with_trimming_packing_and_buckets(neox):
+def test_lora_with_trimming_packing_and_buckets(neox, seqtune):
     for batching in ("pack", "bucket"):
         out = f"trimmed-{batching}"
         more = ["--set", "model.trim_vocabulary=true", "--set", f"train.batching={batching}"]
         done = seqtune(*command(neox, "lora", out, *more))
-        assert "tokens are kept" in done.stderr
+        assert "tokens are kept" in done.err
         run = neox / out
-        stored = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()][:5]
+        stored = stored_predictions(run)[:5]
         answers = seqtune(
             "predict", str(run), *[s["input"] for s in stored], "--num-beams", "2", "--set", "decode.max_new_tokens=8"
         )
-        assert answers.stdout.splitlines() == [s["prediction"] for s in stored]
+        assert answers.out.splitlines() == [s["prediction"] for s in stored]
 
 
-@pytest.mark.slow
-def test_several_adapters_over_one_base(neox):
+def test_several_adapters_over_one_base(neox, seqtune):
     for method in ("ia3", "prompt_tuning", "bitfit"):
         seqtune(*command(neox, method, "side-" + method))
     names = [str(neox / f"side-{m}") for m in ("ia3", "prompt_tuning", "bitfit", "ia3")]
     flags = [flag for name in names for flag in ("--adapter", name)]
-    lines = seqtune("predict", str(neox / "base"), "123", "145", *flags).stdout.splitlines()
-    alone = {name: seqtune("predict", name, "123", "145").stdout.splitlines() for name in set(names)}
+    lines = seqtune("predict", str(neox / "base"), "123", "145", *flags).out.splitlines()
+    alone = {name: seqtune("predict", name, "123", "145").out.splitlines() for name in set(names)}
     assert lines == [f"{name}\t{text}" for name in names for text in alone[name]]
-    record = json.loads(seqtune("predict", str(neox / "base"), "123", *flags[:2], "--json").stdout)
+    record = json.loads(seqtune("predict", str(neox / "base"), "123", *flags[:2], "--json").out)
     assert (record["adapter"], record["prediction"]) == (names[0], alone[names[0]][0])
     wrong = seqtune("predict", "builtin:base", "123", "--adapter", names[0], expect=1)
-    assert "was trained on" in wrong.stderr
+    assert "was trained on" in wrong.err
 
 
-@pytest.mark.slow
-def test_an_adapter_goes_on_from_a_run(neox):
+def test_an_adapter_that_spoils_the_base_for_others_is_not_put_over_it(neox, seqtune):
+    """QLoRA's base is in 4 bits for good; the next adapter would answer on a base that it was not trained on."""
+    seqtune(*command(neox, "qlora", "spoils"))
+    refused = seqtune("predict", str(neox / "base"), "123", "--adapter", str(neox / "spoils"), expect=1).err
+    assert "(qlora) needs its base in 4-bit weights; predict with the run itself" in " ".join(refused.split())
+
+
+def test_an_adapter_goes_on_from_a_run(neox, seqtune):
     seqtune(*command(neox, "full", "first"))
     seqtune(*command(neox, "lora", "second", "--model", str(neox / "first")))
     seqtune(*command(neox, "bitfit", "third", "--model", str(neox / "second")))
-    assert seqtune("predict", str(neox / "third"), "123").stdout
+    assert seqtune("predict", str(neox / "third"), "123").out
     assert (neox / "third" / "metrics.json").exists()
+
+
+def test_full_fine_tuning_goes_on_from_an_adapter(neox, seqtune):
+    """All of the merged base is trained; its whole vocabulary comes back from the merged base too."""
+    seqtune(*command(neox, "lora", "before"))
+    done = seqtune(*command(neox, "full", "after", "--model", str(neox / "before")))
+    assert "of them trained" not in done.err
+    assert "tokens are kept" in done.err
+    whole = neox / "whole"
+    seqtune("export", str(neox / "after"), "--to", "hf", "--out", str(whole), "--full-vocabulary")
+    begun = load_merged(ModelConfig(name=str(neox / "before")), 0)
+    exported, kept = load_model(ModelConfig(name=str(whole)), 0), read_kept_tokens(neox / "after")
+    changed = (exported.gpt_neox.embed_in.weight != begun.gpt_neox.embed_in.weight).any(1).nonzero().flatten().tolist()
+    assert set(changed) <= set(kept)
+    assert len(kept) < begun.config.vocab_size
+    weight = "gpt_neox.layers.0.mlp.dense_4h_to_h.weight"
+    assert not torch.equal(exported.get_parameter(weight), begun.get_parameter(weight))
+
+
+@pytest.mark.parametrize(("method", "engine"), [("lora", "ctranslate2"), ("prefix_tuning", "transformers")])
+def test_an_engine_that_cannot_decode_the_adapter_is_refused_before_training(neox, seqtune, method, engine):
+    refused = seqtune(*command(neox, method, f"never-{method}", "--set", f"decode.engine={engine}"), expect=1).err
+    assert f"decode.engine = '{engine}'" in refused
+    assert not (neox / f"never-{method}").exists()
+
+
+def test_peft_is_imported_for_adapters_only(neox, seqtune):
+    """It takes seconds; in a process of its own, because this one has imported it."""
+    seqtune(*command(neox, "ia3", "small"))
+    code = (
+        "import sys\n"
+        "from seqtune.config import DecodeConfig\n"
+        "from seqtune.decoding.predictor import Predictor\n"
+        "import seqtune.learner, seqtune.procedures.fit, seqtune.procedures.export\n"
+        f"for name in ('base', 'small'):\n    Predictor.load({str(neox)!r} + '/' + name, DecodeConfig())\n"
+        "    print(name, 'peft' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["base", "False", "small", "True"]
 
 
 @pytest.mark.parametrize("method", ["lora", "bottleneck", "prompt_tuning", "prefix_tuning", "layers"])
