@@ -12,12 +12,13 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seqtune import plugins, progress, runs
+from seqtune import progress, runs
 from seqtune.config import Config
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor, predict_with_progress
 from seqtune.errors import RunError, VocabularyError
 from seqtune.models import loading
+from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.vocabulary import extend_embeddings, trim_embeddings, trim_tokenizer
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
@@ -65,7 +66,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     check_trackers(config.train)
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)
-    model, tokenizer, kept = starting_point(config, encoder, prepared, quiet)
+    model, tokenizer, kept, adapter = starting_point(config, encoder, prepared, quiet)
     continuing = [False]
     if process.is_main_process:
         continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]
@@ -101,19 +102,18 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     trainer.load_best()
     metrics = None
     if trainer.is_main:
-        metrics = _finish(trainer.model, tokenizer, prepared, config, outcome, quiet)
+        metrics = _finish(trainer.model, tokenizer, adapter, prepared, config, outcome, quiet)
     return Fitted(folder, outcome_summary(outcome), metrics)
 
 
 def starting_point(
     config: Config, encoder: Encoder, prepared: Prepared, quiet: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, np.ndarray | None]:
-    """The model to train, its tokenizer, and the original id of each of its tokens if its vocabulary was trimmed.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, np.ndarray | None, Adapter | None]:
+    """The model to train, its tokenizer, the original id of each of its tokens if its vocabulary was trimmed, its adapter.
 
     Where it is trimmed, the prepared rows are renumbered too. An adapter's run to begin with is merged first.
     """
-    model = loading.load_trained(config.model, config.train.seed, merged=True)
-    check_engine(model, config.decode)
+    model = load_merged(config.model, config.train.seed)
     extend_embeddings(model, prepared.new_tokens)
     if prepared.new_tokens:
         _say(f"vocabulary: {len(prepared.new_tokens):,} frequent pieces of the training texts are added", quiet)
@@ -121,11 +121,13 @@ def starting_point(
     full = config.adapter.method == "full"
     if full if config.model.trim_vocabulary is None else config.model.trim_vocabulary:
         tokenizer, kept = _trim(model, tokenizer, prepared, quiet)
-    if not full:  # by name, because importing peft takes seconds
+    adapter = None
+    if not full:
         text = config.adapter.init_text
         torch.manual_seed(config.train.seed)
-        plugins.load("seqtune.models.adapters:attach")(model, config.adapter, encoder.ids([text])[0] if text else None)
-    return model, tokenizer, kept
+        adapter = Adapter.attach(model, config.adapter, encoder.ids([text])[0] if text else None)
+    check_engine(model, config.decode, config.adapter.method)
+    return model, tokenizer, kept, adapter
 
 
 def _trim(
@@ -160,21 +162,22 @@ def _write_facts(folder: Path, config: Config, prepared: Prepared, facts: dict[s
 def _finish(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    adapter: Adapter | None,
     prepared: Prepared,
     config: Config,
     outcome: Outcome,
     quiet: bool,
 ) -> dict[str, Any] | None:
     folder = run_folder(config)
-    if config.adapter.method == "full":
+    if adapter is None:
         loading.save_model(model, tokenizer, folder / "model")
     else:
-        plugins.load("seqtune.models.adapters:save")(model, config.adapter, folder / "model")
+        adapter.save(folder / "model")
         model.config.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     metrics = None
     if prepared.examples["test"]:
-        predictor = Predictor(model, tokenizer, prepared.task, config.decode, folder / "model")
+        predictor = Predictor(model, tokenizer, prepared.task, config.decode, folder / "model", config.adapter.method)
         predictions = predict_with_progress(predictor, prepared.examples["test"], "evaluate", quiet)
         metrics, predictions = evaluate_task(predictions, prepared.task, prepared.examples["train"])
         runs.write_predictions(folder / "predictions.jsonl", predictions)
