@@ -54,7 +54,7 @@ if __name__ == "__main__":
         }
     )  # fmt: skip
     prepared = prepare(config)
-    model = fit.starting_point(config, prepared)
+    model, _ = fit.starting_point(config, prepared)
     validator = Validator(prepared, config)
     spent, due, curve = [0.0], [0.0], []
 

@@ -36,7 +36,7 @@ if __name__ == "__main__":
         }
     )  # fmt: skip
     prepared = prepare(config)
-    model = starting_point(config, prepared)
+    model, _ = starting_point(config, prepared)
     folder = Path(tempfile.mkdtemp())
     loop.LOG_EVERY = 1
     settings = for_adapter(config.train, config.adapter.method, sum(p.numel() for p in model.parameters()))

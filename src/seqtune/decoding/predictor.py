@@ -18,6 +18,7 @@ from seqtune.decoding import verification
 from seqtune.decoding.engines import make_engine
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError
 from seqtune.models import loading
+from seqtune.models.adapters import Adapter, load_trained
 from seqtune.models.machine import best_device, has_bf16_units
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction, is_text
@@ -36,6 +37,7 @@ class Predictor:
         task: columns and template.
         decode: search settings.
         folder: where the model lies, for engines that load it themselves.
+        adapter_method: of the model's adapter, if it has one.
 
     Example:
         predictor = Predictor.of_run("runs/names")
@@ -49,6 +51,7 @@ class Predictor:
         task: Task,
         decode: DecodeConfig,
         folder: Path | None = None,
+        adapter_method: str = "full",
     ):
         self.model = model
         self.task = task
@@ -59,7 +62,7 @@ class Predictor:
         self.template = task.rendering
         self.verifier, self.inspect = verification.make_verifier(task, decode), _inspector(task)
         searched = decode.model_copy(update={"num_return": decode.num_beams}) if decode.verify else decode
-        self.engine = make_engine(model.eval(), self.encoder.end, searched, folder)
+        self.engine = make_engine(model.eval(), self.encoder.end, searched, folder, adapter_method)
 
     @classmethod
     def of_run(cls, run: str, decode: Mapping[str, Any] | None = None, plugin: str | None = None) -> Predictor:
@@ -91,8 +94,10 @@ class Predictor:
         dtype = DTYPES.get(decode.weights, torch.float32)
         if decode.weights == "auto" and device.type == "cuda" and has_bf16_units():
             dtype = torch.bfloat16
-        model = loading.load_trained(source, seed=0).to(device, dtype)  # type: ignore[arg-type, call-arg]
-        return cls(model, loading.load_tokenizer(source), task, decode, loading.local_folder(source))
+        model, adapter = load_trained(source, seed=0)
+        model.to(device, dtype)  # type: ignore[arg-type, call-arg]
+        method = adapter.method if adapter else "full"
+        return cls(model, loading.load_tokenizer(source), task, decode, loading.local_folder(source), method)
 
     @classmethod
     def over(cls, base: str, runs: Sequence[str], decode: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Predictor]]:
@@ -108,9 +113,10 @@ class Predictor:
         """
         model = loading.load_model(ModelConfig(name=base), seed=0).to(best_device())  # type: ignore[arg-type]
         for run in runs:
-            plugins.load("seqtune.models.adapters:switch")(model, Path(run))
+            adapter = Adapter.of_run(model, Path(run))
             tokenizer = loading.load_tokenizer(ModelConfig(name=run))
-            yield run, cls(model, tokenizer, task_of(run), decode_settings(run, decode or {}))
+            yield run, cls(model, tokenizer, task_of(run), decode_settings(run, decode or {}), adapter_method=adapter.method)
+            adapter.detach()
 
     @property
     def max_new_tokens(self) -> int:

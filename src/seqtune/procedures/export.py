@@ -13,6 +13,7 @@ from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
 from seqtune.errors import RunError
 from seqtune.models import loading
+from seqtune.models.adapters import load_merged
 from seqtune.models.loading import save_model
 from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
 from seqtune.records import Example
@@ -41,7 +42,7 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
         raise RunError(f"{str(folder)!r} exists and is not empty; choose another --out")
     config = load_config(run / "config.yaml")
     source = ModelConfig(name=str(run))
-    model, tokenizer = loading.load_trained(source, config.train.seed, merged=True), loading.load_tokenizer(source)
+    model, tokenizer = load_merged(source, config.train.seed), loading.load_tokenizer(source)
     kept = read_kept_tokens(run)
     if full_vocabulary and kept is not None:
         model, tokenizer = _whole(config, model, tokenizer, np.array(kept))
@@ -53,7 +54,7 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
 def _whole(
     config: Config, trained: PreTrainedModel, trimmed: PreTrainedTokenizerBase, kept: np.ndarray
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    base, tokenizer = loading.load_trained(config.model, config.train.seed), loading.load_tokenizer(config.model)
+    base, tokenizer = load_merged(config.model, config.train.seed), loading.load_tokenizer(config.model)
     added = np.flatnonzero(kept >= len(tokenizer))
     pieces: Any = trimmed.convert_ids_to_tokens(added.tolist())
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])

@@ -12,12 +12,13 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from seqtune import plugins, progress, runs
+from seqtune import progress, runs
 from seqtune.config import Config, TrainConfig
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import RunError
 from seqtune.models import loading
+from seqtune.models.adapters import Adapter, load_merged
 from seqtune.procedures.evaluate import answer_and_score, check_packages
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
@@ -62,7 +63,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     check_trackers(config.train)
     prepared = prepare(config)
     check_packages(prepared.task, config.decode)
-    model = starting_point(config, prepared)
+    model, adapter = starting_point(config, prepared)
     for note in prepared.notes:
         say(note)
     continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
@@ -74,21 +75,24 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
         say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl")
     trainer = _trainer(config, prepared, model, folder)
     outcome = _train(trainer, continuing=continuing, quiet=quiet)
-    metrics = _finish(trainer, prepared, config, outcome, quiet) if trainer.is_main else None
+    metrics = _finish(trainer, adapter, prepared, config, outcome, quiet) if trainer.is_main else None
     return Fitted(folder, outcome_summary(outcome), metrics)
 
 
-def starting_point(config: Config, prepared: Prepared) -> PreTrainedModel:
-    """The model to train, in the vocabulary that the rows were prepared in; an adapter's run to begin with is merged first."""
-    model = loading.load_trained(config.model, config.train.seed, merged=True)
-    check_engine(model, config.decode)
+def starting_point(config: Config, prepared: Prepared) -> tuple[PreTrainedModel, Adapter | None]:
+    """The model to train, in the vocabulary that the rows were prepared in, and the adapter that is on it, if one is trained.
+
+    If the base is itself the run of an adapter, that adapter is merged first.
+    """
+    model = load_merged(config.model, config.train.seed)
     prepared.vocabulary.apply(model)
+    adapter = None
     if config.adapter.method != "full":
         text = config.adapter.init_text
         torch.manual_seed(config.train.seed)
-        init_ids = prepared.encoder.ids([text])[0] if text else None
-        plugins.load("seqtune.models.adapters:attach")(model, config.adapter, init_ids)
-    return model
+        adapter = Adapter.attach(model, config.adapter, prepared.encoder.ids([text])[0] if text else None)
+    check_engine(model, config.decode, config.adapter.method)
+    return model, adapter
 
 
 def training_settings(config: Config, prepared: Prepared, num_parameters: int) -> TrainConfig:
@@ -151,14 +155,16 @@ def _train(trainer: Trainer, *, continuing: bool, quiet: bool) -> Outcome:
     return outcome
 
 
-def _finish(trainer: Trainer, prepared: Prepared, config: Config, outcome: Outcome, quiet: bool) -> dict[str, Any] | None:
+def _finish(
+    trainer: Trainer, adapter: Adapter | None, prepared: Prepared, config: Config, outcome: Outcome, quiet: bool
+) -> dict[str, Any] | None:
     """Save the model; answer the test rows with what was saved, as `predict` would; card and manifest."""
     folder = run_folder(config)
     tokenizer = prepared.encoder.tokenizer
-    if config.adapter.method == "full":
+    if adapter is None:
         loading.save_model(trainer.model, tokenizer, folder / "model")
     else:
-        plugins.load("seqtune.models.adapters:save")(trainer.model, config.adapter, folder / "model")
+        adapter.save(folder / "model")
         trainer.model.config.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     metrics = None
