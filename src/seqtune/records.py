@@ -200,3 +200,19 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form used in `metrics.json`."""
         return asdict(self)
+
+
+def lone_surrogate(text: str) -> str | None:
+    r"""The first surrogate without its other half, such as "U+D800"; a text with one cannot be written as UTF-8.
+
+    A JSON escape can spell one, and Python's `surrogateescape` turns an invalid byte into one (U+DC80 to U+DCFF).
+
+    Example:
+        >>> lone_surrogate("a\ud800"), lone_surrogate("\U0001f600")
+        ('U+D800', None)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
