@@ -11,14 +11,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def is_text(text: str) -> bool:
-    r"""False if a text holds a lone surrogate: a byte that was no UTF-8, or a JSON escape; no tokenizer takes it.
+def lone_surrogate(text: str) -> str | None:
+    r"""The first surrogate without its other half, such as "U+D800"; a text with one cannot be written as UTF-8.
+
+    A JSON escape can spell one, and Python's `surrogateescape` turns an invalid byte into one (U+DC80 to U+DCFF).
 
     Example:
-        >>> is_text("naïve"), is_text("\ud800")
-        (True, False)
+        >>> lone_surrogate("a\ud800"), lone_surrogate("\U0001f600")
+        ('U+D800', None)
     """
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Example:
     Attributes:
         id: the row's name: the id column, or the line number.
         input: text of the input column.
-        output: text of the output column; `None` where there is no reference (prediction).
+        output: text of the output column without outer blanks; `None` where there is no reference (prediction).
         fields: all columns of the row, for templates and grouped splits.
         file: where the row came from.
         line: line in that file on which the row ends, 1-based (row number for Parquet).
@@ -200,19 +206,3 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form used in `metrics.json`."""
         return asdict(self)
-
-
-def lone_surrogate(text: str) -> str | None:
-    r"""The first surrogate without its other half, such as "U+D800"; a text with one cannot be written as UTF-8.
-
-    A JSON escape can spell one, and Python's `surrogateescape` turns an invalid byte into one (U+DC80 to U+DCFF).
-
-    Example:
-        >>> lone_surrogate("a\ud800"), lone_surrogate("\U0001f600")
-        ('U+D800', None)
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"U+{ord(text[error.start]):04X}"
-    return None

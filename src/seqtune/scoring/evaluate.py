@@ -1,4 +1,4 @@
-"""Predictions and references -> scores, with intervals and strata; no model, no torch."""
+"""Predictions and references -> scores with intervals, overall and by input length; no model, no torch."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def evaluate(
 def evaluate_task(
     predictions: Sequence[Prediction], task: Task, training: Sequence[Example] | None = None
 ) -> tuple[dict[str, Any], list[Prediction]]:
-    """`evaluate` with the metrics that the task's pack brings, and the predictions with what these found out about each.
+    """`evaluate` with the metrics of the task's pack; also returns the predictions with the details that these metrics add.
 
     Args:
         predictions: with references.

@@ -15,7 +15,7 @@ from seqtune.scoring.metrics.base import Metric, item_statistics, mean
 
 NUM_RESAMPLES = 1000
 NUM_SWAPS = 10_000
-CHUNK = 100  # resamples drawn at once, so that memory stays flat on long files
+CHUNK = 100  # resamples drawn at once; all at once would take too much memory on long files
 
 
 def bootstrap_interval(value: Callable[[np.ndarray], float], statistics: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -110,7 +110,7 @@ class Comparison:
 
 
 def paired_randomization(metric: Metric, statistics_a: np.ndarray, statistics_b: np.ndarray, seed: int = 0) -> Comparison:
-    """Approximate randomisation test: swap the systems' items at random and see how often the gap is as wide.
+    """Approximate randomisation test: swap items between the systems at random and count how often the difference is as large.
 
     Source: Noreen 1989; Riezler & Maxwell 2005, https://aclanthology.org/W05-0908/.
 

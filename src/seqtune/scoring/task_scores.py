@@ -1,4 +1,4 @@
-"""What a pack's own metrics and verifier say, as scores with intervals, with the tools to compare with beside them."""
+"""Scores by a pack's own metrics, of its verifier, and of the tools that the model is compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seqtune.plugins import Judgement, TaskMetrics
 from seqtune.records import Prediction
 from seqtune.scoring.significance import defined, mean_score
 
-MAX_TRAINING = 100_000  # rows that inputs are looked up in; of more, every n-th
+MAX_TRAINING = 100_000  # rows that inputs are looked up in; of a longer list, every n-th
 NUM_BASELINE_ITEMS = 1000  # rule-based tools take up to a second an item
 EXACT = "prediction == reference|case:mixed|space:as is"
 
@@ -21,7 +21,7 @@ EXACT = "prediction == reference|case:mixed|space:as is"
 def task_scores(
     predictions: Sequence[Prediction], task: TaskMetrics, training: Sequence[tuple[str, str]] | None
 ) -> dict[str, Any]:
-    """The task's scores, its score of the references themselves, its strata, and the baselines' scores.
+    """The scores by the task's own metrics: of the predictions, of each stratum, of the references, and of the baselines.
 
     Args:
         predictions: with references.

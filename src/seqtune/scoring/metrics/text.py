@@ -27,7 +27,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def normalize_whitespace(text: str) -> str:
-    """Runs of white space become one blank; outer ones go."""
+    """One blank for every run of white space; outer white space is removed."""
     return " ".join(text.split())
 
 
