@@ -112,7 +112,7 @@ def _chrf() -> Metric:
         return chrf.sentence_score(prediction, [reference]).score / 100 if reference.strip() else None
 
     signature = f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|scale:0-1|sacrebleu:{sacrebleu.__version__}"
-    return mean_metric("chrf", f"{signature}|items with an empty reference left out", item, "every reference is empty")
+    return mean_metric("chrf", f"{signature}|left out: items with an empty reference", item, "every reference is empty")
 
 
 def _rouge(variant: str, num_words: int = 1) -> Metric:
@@ -121,10 +121,10 @@ def _rouge(variant: str, num_words: int = 1) -> Metric:
             return None
         return _rouge_scorer(variant).score(reference, prediction)[variant].fmeasure
 
-    needed = "one word" if num_words == 1 else f"{num_words} words"
+    needed = "a word" if num_words == 1 else f"{num_words} words"
     signature = (
         f"f-measure|stemmer:no|case:lower|tok:letters, digits and marks of any script|rouge-score:{version('rouge-score')}"
-        f"|items whose reference has less than {needed} left out"
+        f"|left out: items whose reference lacks {needed}"
     )
     return mean_metric(variant, signature, item, f"no reference has {needed}")
 
