@@ -34,7 +34,7 @@ class Example:
     Attributes:
         id: the row's name: the id column, or the line number.
         input: text of the input column.
-        output: text of the output column without outer blanks; `None` where there is no reference (prediction).
+        output: text of the output column, outer blanks removed; `None` where there is no reference (prediction).
         fields: all columns of the row, for templates and grouped splits.
         file: where the row came from.
         line: line in that file on which the row ends, 1-based (row number for Parquet).
@@ -46,6 +46,11 @@ class Example:
     fields: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
     line: int = 0
+
+    def __post_init__(self) -> None:
+        # answers have no outer blanks (`Template.answer`), so no answer would ever equal an output with some
+        if self.output is not None:
+            object.__setattr__(self, "output", self.output.strip())
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,10 +291,7 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
             continue
         assert isinstance(row, dict)
         identity = row.get(config.id, "") if config.id else ""
-        output = row.get(config.output)
-        if output is not None:
-            output = output.strip()  # answers have no outer blanks (`Template.answer`), so no answer would ever equal it
-        examples.append(Example(identity or str(line), row[config.input], output, row, name, line))
+        examples.append(Example(identity or str(line), row[config.input], row.get(config.output), row, name, line))
     if not examples:
         first = f"; first: line {rejected[0].line}: {rejected[0].reason}" if rejected else ""
         raise DataError(f"{name!r} holds no usable row ({len(rejected)} rejected{first})")
