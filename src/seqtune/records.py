@@ -11,14 +11,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def is_text(text: str) -> bool:
-    r"""False if a text holds a lone surrogate: a byte that was no UTF-8, or a JSON escape; no tokenizer takes it.
+def lone_surrogate(text: str) -> str | None:
+    r"""The first surrogate without its other half, such as "U+D800"; a text with one cannot be written as UTF-8.
+
+    A JSON escape can spell one, and Python's `surrogateescape` turns an invalid byte into one (U+DC80 to U+DCFF).
 
     Example:
-        >>> is_text("naïve"), is_text("\ud800")
-        (True, False)
+        >>> lone_surrogate("a\ud800"), lone_surrogate("\U0001f600")
+        ('U+D800', None)
     """
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Example:
     Attributes:
         id: the row's name: the id column, or the line number.
         input: text of the input column.
-        output: text of the output column; `None` where there is no reference (prediction).
+        output: text of the output column, outer blanks removed; `None` where there is no reference (prediction).
         fields: all columns of the row, for templates and grouped splits.
         file: where the row came from.
         line: line in that file on which the row ends, 1-based (row number for Parquet).
@@ -40,6 +46,11 @@ class Example:
     fields: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
     line: int = 0
+
+    def __post_init__(self) -> None:
+        # answers have no outer blanks (`Template.answer`), so no answer would ever equal an output with some
+        if self.output is not None:
+            object.__setattr__(self, "output", self.output.strip())
 
 
 @dataclass(frozen=True, slots=True)

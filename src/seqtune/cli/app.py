@@ -191,9 +191,16 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     _print_task_scores(metrics, out)
     for name, value in scores.items():
         out.print(f"{name}: {value['signature']}", style="dim", markup=False)
+    print_undefined(metrics, out)
     statuses = {k: v for k, v in metrics.get("status", {}).items() if k not in ("ok", "verified")}
     if statuses:
         out.print("not ok: " + ", ".join(f"{n} {status}" for status, n in statuses.items()), style="yellow")
+
+
+def print_undefined(metrics: dict[str, Any], out: Console) -> None:
+    """The metrics that have no value on these items, each with the reason."""
+    for name, reason in metrics.get("undefined", {}).items():
+        out.print(f"{name}: undefined, {reason}", style="yellow", markup=False)
 
 
 def _print_task_scores(metrics: dict[str, Any], out: Console) -> None:

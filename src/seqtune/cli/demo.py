@@ -68,7 +68,7 @@ def _show(shown: Demo, seconds: float) -> None:
     base = f"base model ({shown.base_metrics['num_items']} of them)"
     for heading in ("metric", base, "fine-tuned", "95% interval"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
-    for name in SHOWN:
+    for name in [n for n in SHOWN if n in shown.fitted.metrics and n in shown.base_metrics]:
         ours = shown.fitted.metrics[name]
         table.add_row(
             name,

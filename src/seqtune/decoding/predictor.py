@@ -21,7 +21,7 @@ from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_trained
 from seqtune.models.machine import best_device, has_bf16_units
 from seqtune.models.soft_prompts import num_virtual_tokens
-from seqtune.records import Candidate, Example, Hypothesis, Prediction, is_text
+from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate
 from seqtune.tokens.encode import Encoder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -179,7 +179,7 @@ class Predictor:
         for example, text in zip(examples, texts, strict=True):
             fields = {**example.fields, self.task.input: text}
             sources.append(self.template.render(dataclasses.replace(example, output=None, input=text, fields=fields)).source)
-        readable = [i for i, source in enumerate(sources) if is_text(source)]
+        readable = [i for i, source in enumerate(sources) if not lone_surrogate(source)]
         encoded: list[np.ndarray | SupervisionError | None] = [None] * len(sources)
         if readable:
             for i, ids in zip(readable, self.encoder.encode_sources([sources[i] for i in readable]), strict=True):
@@ -188,7 +188,9 @@ class Predictor:
 
     def _prediction(self, example: Example, candidates: list[Candidate], oddity: str) -> Prediction:
         hypotheses = tuple(
-            Hypothesis(self.task.answer(self.encoder.decode(c.ids)), c.score, len(c.ids), c.ids[-1:] == [self.encoder.end])
+            Hypothesis(
+                self.template.answer(self.encoder.decode(c.ids), example), c.score, len(c.ids), c.ids[-1:] == [self.encoder.end]
+            )
             for c in candidates
         )
         best = hypotheses[0]
