@@ -55,7 +55,7 @@ if __name__ == "__main__":
     )  # fmt: skip
     encoder = fit.make_encoder(config)
     prepared = prepare(config, encoder)
-    model, tokenizer, _ = fit.starting_point(config, encoder, prepared, quiet=True)
+    model, tokenizer, *_ = fit.starting_point(config, encoder, prepared, quiet=True)
     validator = Validator(tokenizer, prepared, config)
     spent, due, curve = [0.0], [0.0], []
 

@@ -38,7 +38,7 @@ if __name__ == "__main__":
     )  # fmt: skip
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)
-    model, _, _ = starting_point(config, encoder, prepared, quiet=True)
+    model, *_ = starting_point(config, encoder, prepared, quiet=True)
     folder = Path(tempfile.mkdtemp())
     loop.LOG_EVERY = 1
     settings = for_adapter(config.train, config.adapter.method, sum(p.numel() for p in model.parameters()))
