@@ -33,7 +33,7 @@ VERBS = [
     "study",
 ]
 ARTEFACTS = {
-    "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
+    ".seqtune-run", "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
     "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "task.yaml", "vocabulary.json",
 }  # fmt: skip
 

@@ -88,8 +88,8 @@ def run_app(arguments: Sequence[str]) -> int:
         number, file = getattr(error, "errno", None), getattr(error, "filename", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             return complain(_DISK_FULL.format(f" while writing {file!r}" if file else ""))
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
-            return complain(f"{os.strerror(number)}: {file!r}")
+        if number and file:  # the operating system refuses to do something with a file: a person can put that right
+            return complain(f"{os.strerror(number)}: {str(file)!r}")
         raise
     return DONE
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seqtune import plugins, progress, runs
+from seqtune import folders, plugins, progress, runs
 from seqtune.config import Config
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor, predict_with_progress
@@ -61,7 +60,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     process = process_state()
     quiet = quiet or not process.is_main_process
     if process.is_main_process:
-        runs.check_free(folder, resume=resume, overwrite=overwrite)
+        runs.check_free(config, folder, resume=resume, overwrite=overwrite)
     check_trackers(config.train)
     encoder = make_encoder(config)
     prepared = prepare(config, encoder)
@@ -70,10 +69,12 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     if process.is_main_process:
         continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]
     broadcast_object_list(continuing)
+    if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
+        _say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}", quiet)
     if runs.is_complete(folder):
         _say(f"{folder} is complete already", quiet)
         metrics = folder / "metrics.json"
-        return Fitted(folder, {"reason": "complete"}, json.loads(metrics.read_text()) if metrics.exists() else None)
+        return Fitted(folder, {"reason": "complete"}, runs.read_json(metrics) if metrics.exists() else None)
     if prepared.rejected:
         _say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl", quiet)
     validate = Validator(tokenizer, prepared, config) if prepared.examples["validation"] else None
@@ -150,7 +151,7 @@ def _say(text: str, quiet: bool) -> None:
 
 
 def _write_facts(folder: Path, config: Config, prepared: Prepared, facts: dict[str, Any]) -> None:
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    runs.write_text(folder / "config.yaml", config.to_yaml())
     runs.write_json(folder / "environment.json", runs.environment(config.train.seed) | facts)
     runs.write_json(folder / "data.json", prepared.report())
     runs.write_rejected(folder / "rejected.jsonl", prepared.rejected)
@@ -179,7 +180,6 @@ def _finish(
         metrics, predictions = evaluate_task(predictions, prepared.task, prepared.examples["train"])
         runs.write_predictions(folder / "predictions.jsonl", predictions)
         runs.write_json(folder / "metrics.json", metrics)
-    text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    runs.write_text(folder / "README.md", card.model_card(config, prepared.report(), outcome_summary(outcome), metrics))
     runs.finish(folder)
     return metrics
