@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Event
 from typing import IO, Any, Protocol
 
-from seqtune import runs
+from seqtune import folders, runs
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError, SeqtuneError
 from seqtune.studies.points import Point
@@ -204,7 +204,7 @@ class _Process:
 
 def _train(point: Point, shorter: Sequence[Point], process: _Process) -> None:
     settings = point.run.with_suffix(".yaml")
-    settings.write_text(point.config.to_yaml(), encoding="utf-8")
+    runs.write_text(settings, point.config.to_yaml())
     started = time.monotonic()
     taken_over = _take_over(point, shorter)
     peak = process(["fit", str(settings), "--resume"])
@@ -222,11 +222,11 @@ def _take_over(point: Point, shorter: Sequence[Point]) -> int:
         return 0
     hidden = point.run.with_name(f".{point.run.name}")
     shutil.rmtree(hidden, ignore_errors=True)
-    (hidden / "checkpoints").mkdir(parents=True)
+    folders.create(hidden, runs.RUN)
     shutil.copytree(found, hidden / "checkpoints" / found.name)
     for name in ("log.jsonl", "data.json"):
         shutil.copy(lenders[-1].run / name, hidden / name)
-    (hidden / "config.yaml").write_text(point.config.to_yaml(), encoding="utf-8")
+    runs.write_text(hidden / "config.yaml", point.config.to_yaml())
     hidden.rename(point.run)
     return int(found.name.removeprefix("step-"))
 
