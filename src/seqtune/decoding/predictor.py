@@ -17,6 +17,7 @@ from seqtune.decoding import verification
 from seqtune.decoding.engines import make_engine
 from seqtune.errors import ConfigError, MissingDependencyError, RunError, SupervisionError
 from seqtune.models import loading
+from seqtune.models.location import local_folder
 from seqtune.models.machine import best_device, has_bf16_units
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction
@@ -86,7 +87,7 @@ class Predictor:
         if decode.weights == "auto" and device.type == "cuda" and has_bf16_units():
             dtype = torch.bfloat16
         model = loading.load_trained(source, seed=0).to(device, dtype)  # type: ignore[arg-type, call-arg]
-        return cls(model, loading.load_tokenizer(source), task, decode, loading.local_folder(source))
+        return cls(model, loading.load_tokenizer(source), task, decode, local_folder(source))
 
     @classmethod
     def over(cls, base: str, runs: Sequence[str], decode: DecodeConfig) -> Iterator[tuple[str, Predictor]]:

@@ -13,7 +13,7 @@ import torch
 
 from seqtune import runs
 from seqtune.cpus import available_cpus
-from seqtune.models.loading import builtin_path
+from seqtune.models.location import builtin_path
 from seqtune.models.machine import best_device
 
 EXTRAS = {
