@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seqtune.config import Config, leaves, load_config
+from seqtune.config import Config, leaves, load_config, weight_settings
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
 from seqtune.records import Prediction, Rejected
@@ -115,7 +115,9 @@ def open_run(config: Config, folder: Path, fingerprint: str, *, resume: bool, ov
     if not stored.exists():
         folder.mkdir(parents=True, exist_ok=True)
         return False
-    theirs, ours = leaves(load_config(stored)), leaves(config)
+    # what only decides how answers are searched for may change until the run is complete, and has its scores
+    compared = leaves if is_complete(folder) else weight_settings
+    theirs, ours = compared(load_config(stored)), compared(config)
     changed = [f"{k}: {theirs.get(k)!r} -> {v!r}" for k, v in ours.items() if k != "out" and theirs.get(k) != v]
     if changed:
         raise RunError("--resume needs the settings that the run began with; changed: " + "; ".join(changed))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars
 import pytest
-import yaml
 from scipy import stats
+from toy import CONSTANT, run_here, study_file, without_validation
 
 from conftest import pairs, write_csv
 from seqtune import runs, studies
@@ -23,26 +23,8 @@ from seqtune.records import Prediction
 from seqtune.runs import write_predictions
 from seqtune.scoring.evaluate import compare as compare_files
 from seqtune.scoring.evaluate import evaluate, read_predictions
-from seqtune.studies import conduct, execution, times
+from seqtune.studies import conduct, execution, processes, times
 from seqtune.studies.points import chains as execution_chains
-
-
-def study_file(folder: Path, llama: Path, **changes) -> Path:
-    content = {
-        "name": "toy",
-        "base": {
-            "data": {"path": str(folder / "pairs.csv"), "split": {"test": 0.2, "validation": 0.1}},
-            "model": {"name": str(llama)},
-            "decode": {"max_new_tokens": 6},
-        },
-        "axes": {"data.num_examples": [20, 60], "decode.num_beams": [1, 2]},
-        "seeds": [0, 1],
-        "budget": {"kind": "steps", "value": 3},
-        "out": str(folder / "results" / "toy"),
-    } | changes
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 @pytest.fixture
@@ -139,32 +121,9 @@ def test_when_nothing_can_be_run_it_says_why(folder, llama_folder, capsys):
     assert "no point of 'toy' could be run; first: the model folder './absent' does not exist" in capsys.readouterr().err
 
 
-CONSTANT = {"schedule": "constant", "warmup": 0}
-
-
-def without_validation(folder: Path, llama: Path, train: dict = CONSTANT, **changes) -> studies.Study:
-    base = {
-        "data": {"path": str(folder / "pairs.csv"), "split": {"test": 0.2, "validation": 0.0}},
-        "model": {"name": str(llama)},
-        "decode": {"max_new_tokens": 6},
-        "train": train,
-    }
-    return studies.load_study(study_file(folder, llama, **({"base": base, "budget": None, "seeds": [0]} | changes)))
-
-
 @pytest.fixture
 def in_process(monkeypatch):
-    """Verbs run here instead of in a process each; returns the list of what was run."""
-    commands = []
-
-    def call(self, arguments):
-        commands.append(list(arguments))
-        if run_app(list(arguments)):
-            raise RunError("failed")
-        return 1
-
-    monkeypatch.setattr(execution._Process, "__call__", call)
-    return commands
+    return run_here(monkeypatch)
 
 
 def test_a_study_runs_once_lists_failures_and_tabulates(folder, llama_folder, in_process, capsys):
@@ -253,7 +212,7 @@ def test_another_process_that_trains_the_same_run_is_waited_for(folder, llama_fo
     with point.run.with_suffix(".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         asked = []
-        with pytest.raises(execution.Stopped):  # it asks whether to go on waiting, and does nothing else
+        with pytest.raises(processes.Stopped):  # it asks whether to go on waiting, and does nothing else
             execution.run_chain([point], 1, lambda: asked.append(1) or len(asked) > 2)
         assert (len(asked), in_process) == (3, [])
     assert execution.run_chain([point], 1) == []
@@ -265,7 +224,7 @@ def test_a_point_that_is_stopped_has_a_checkpoint_and_goes_on_from_it(folder, ll
     study = without_validation(folder, llama_folder, axes={"train.max_steps": [200]}, budget={"kind": "epochs", "value": 1000})
     point = studies.plan(study)[0]
     log = point.run / "log.jsonl"
-    with pytest.raises(execution.Stopped):
+    with pytest.raises(processes.Stopped):
         execution.run_chain([point], 1, lambda: log.exists() and log.read_text().count("\n") > 1)
     saved = runs.latest_checkpoint(point.run / "checkpoints")
     assert saved is not None
@@ -303,7 +262,7 @@ def test_on_a_cluster_the_same_runs_come_out(folder, llama_folder):
     wait_until(lambda: (long.run / "log.jsonl").exists() or task.done())
     task.stop()
     wait_until(task.done)
-    with pytest.raises(execution.Stopped):
+    with pytest.raises(processes.Stopped):
         task.result()
     assert runs.latest_checkpoint(long.run / "checkpoints")
     outcome = studies.run(study, ray="local", quiet=True)
@@ -354,7 +313,7 @@ class FakeTask:
 
     def result(self):
         if self.stopped:
-            raise execution.Stopped
+            raise processes.Stopped
         return []
 
     def stop(self):

@@ -15,8 +15,9 @@ import yaml
 from seqtune import plugins, progress, runs
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
-from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Local, Task, describe_failure
+from seqtune.studies.execution import Executor, Failure, Local, Task, describe_failure
 from seqtune.studies.points import Point, Study, chains, is_done, make_point, plan, shared_prefixes
+from seqtune.studies.processes import POLL_SECONDS
 from seqtune.studies.tables import compare, summarise, tabulate
 from seqtune.studies.times import seconds_left
 

@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from seqtune import runs
 from seqtune.errors import ConfigError, RunError, SeqtuneError
 from seqtune.studies.conduct import SEARCH, Tick, stop_all
-from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Stopped, Task, describe_failure
-from seqtune.studies.points import Point, Range, Search, Study, make_point
+from seqtune.studies.execution import Executor, Failure, Task, describe_failure
+from seqtune.studies.points import Point, Range, Search, Study, has_validation, make_point
+from seqtune.studies.processes import POLL_SECONDS, Stopped
 
 JOURNAL = "search.journal"
 
@@ -115,8 +116,7 @@ def _start(study: Study, settings: Search, trial: Trial, executor: Executor) -> 
         point = make_point(study, values, study.budget, study.seeds[0])
     except SeqtuneError as error:  # settings that do not go together
         return {"point": json.dumps(values), "error": str(error)}
-    data = point.config.data
-    if not (data.validation_path or data.split.validation or data.split.method == "column"):
+    if not has_validation(point.config):
         raise ConfigError("a search goes by the validation rows, and data.split.validation is 0; give it a share, such as 0.05")
     return _Running(trial, point, executor.submit([point]), len(_intermediate(trial)))
 
