@@ -30,11 +30,11 @@ def in_process(monkeypatch):
 def test_a_budget_in_steps_takes_over_nothing_from_one_in_epochs(folder, llama_folder, in_process):
     budgets = [{"kind": "epochs", "value": 2}, {"kind": "steps", "value": 5}]
     outcome = studies.run(
-        without_validation(folder, llama_folder, {**CONSTANT, "batch_size": 4}, axes={"decode.num_beams": [1]}, budget=budgets),
+        without_validation(folder, llama_folder, {**CONSTANT, "batch_size": 8}, axes={"decode.num_beams": [1]}, budget=budgets),
         quiet=True,
     )
     steps = dict(zip(outcome.results["budget"], outcome.results["steps"], strict=True))
-    assert steps == {"2 epochs": 26, "5 steps": 5}
+    assert steps == {"2 epochs": 14, "5 steps": 5}
     assert outcome.results["steps_taken_over"].to_list() == [0, 0]
 
 

@@ -21,9 +21,10 @@ from seqtune.errors import ConfigError, RunError
 from seqtune.procedures.fit import fit
 from seqtune.records import Prediction
 from seqtune.runs import write_predictions
+from seqtune.scoring import significance
 from seqtune.scoring.evaluate import compare as compare_files
 from seqtune.scoring.evaluate import evaluate, read_predictions
-from seqtune.studies import conduct, execution, processes, times
+from seqtune.studies import conduct, execution, logs, processes, times
 from seqtune.studies.points import chains as execution_chains
 
 
@@ -112,6 +113,42 @@ def test_replicates_give_a_t_interval_and_single_points_their_own():
     }  # fmt: skip
     assert (summary["exact_match_low"][0], summary["exact_match_high"][0]) == pytest.approx((low, high))
     assert (summary["exact_match_low"][1], summary["exact_match_high"][1]) == (0.1, 0.9)
+
+
+def test_a_score_that_is_undefined_for_a_seed_has_no_mean():
+    rows = [{"x": "a", "seed": s, "bleu_char": v, "bleu_char_low": v, "bleu_char_high": v} for s, v in ((0, 0.5), (1, None))]
+    (row,) = studies.summarise(polars.DataFrame(rows)).iter_rows(named=True)
+    assert row == {"x": "a", "seeds": 2, "bleu_char": None, "bleu_char_low": None, "bleu_char_high": None}
+
+
+def test_the_validation_of_the_kept_weights_is_the_first_of_the_best(tmp_path):
+    assert logs.kept_validation(logs.read_log(tmp_path)) is None
+    found = [
+        {"exact_match": 0.1, "edit_similarity": 0.9, "num_items": 50},
+        {"exact_match": 0.2, "edit_similarity": 0.5, "num_items": 10},
+        {"exact_match": 0.2, "edit_similarity": 0.5, "num_items": 20},
+        {"exact_match": 0.2, "edit_similarity": 0.4, "num_items": 90},
+    ]
+    lines = [json.dumps({"step": i, "validation": v}) + "\n" for i, v in enumerate(found)]
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 0, "loss": 1.0}) + "\n" + "".join(lines) + '{"step": 9, "valid')
+    log = logs.read_log(tmp_path)
+    assert logs.validations(log) == found
+    assert logs.kept_validation(log) == found[1]
+
+
+def test_beyond_16_points_all_are_compared_with_the_best_by_validation(tmp_path, monkeypatch):
+    monkeypatch.setattr(significance, "NUM_SWAPS", 100)
+    rows = []
+    for i in range(17):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        write_predictions(folder / "predictions.jsonl", [Prediction("1", "in", "right", "wrong", 0.0, (), "ok")])
+        validation = {"validation_exact_match": float(i == 3), "validation_edit_similarity": 0.5}
+        test = {"exact_match": float(i == 5), "edit_similarity": float(i == 5)}
+        rows.append({"x": i, "seed": 0} | test | validation | {"run": str(i), "evaluation": str(folder)})
+    assert set(studies.compare(polars.DataFrame(rows))["a"]) == {"x 3"}
+    unvalidated = [row | {"validation_exact_match": None} if row["x"] == 7 else row for row in rows]
+    assert set(studies.compare(polars.DataFrame(unvalidated))["a"]) == {"x 5"}
 
 
 @pytest.mark.slow
@@ -373,6 +410,10 @@ def test_a_search_nears_the_best_prunes_and_goes_on_after_a_kill(folder, llama_f
     other = studies.load_study(search_file(folder, llama_folder, metric="exact_match"))
     with pytest.raises(ConfigError, match="was begun with other settings"):
         searching.search(other, FakeExecutor(), lambda *_: None)
+    # what the trials found does not hold for other data
+    write_csv(folder / "pairs.csv", pairs(121))
+    with pytest.raises(ConfigError, match="was begun with other data, another base or another version of seqtune"):
+        searching.search(more, FakeExecutor(), lambda *_: None)
 
 
 def test_a_search_without_validation_rows_is_refused(folder, llama_folder):

@@ -146,7 +146,7 @@ def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
     settings.write_text(point.config.to_yaml(), encoding="utf-8")
     file = training_facts(point.run)
     begun = point.run.exists()
-    noted = json.loads(file.read_text()) if begun and file.exists() else {}
+    noted = json.loads(file.read_text(encoding="utf-8")) if begun and file.exists() else {}
     spent = noted.get("wall_seconds") if begun else 0.0
     cost = {
         "wall_seconds": None,  # unknown, if this part is killed
@@ -220,4 +220,5 @@ def training_facts(run: Path) -> Path:
 def facts(point: Point) -> dict[str, Any]:
     """What the point cost, as far as that was written down: its training, and a decoding of its own."""
     paths = (training_facts(point.run), point.evaluation / FACTS)
-    return {key: value for path in paths if path.exists() for key, value in json.loads(path.read_text()).items()}
+    noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    return {key: value for cost in noted for key, value in cost.items()}

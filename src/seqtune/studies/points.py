@@ -70,7 +70,7 @@ class Search(Section):
         min_length=1, description="setting -> {low, high, log} or a list of choices"
     )
     metric: Literal["edit_similarity", "exact_match"] = Field(
-        default="edit_similarity", description="of the validation rows; the best validation of a training counts"
+        default="edit_similarity", description="of the validation rows; the validation whose weights are kept counts"
     )
     pruning: bool = Field(default=True, description="stop a point whose validations fall below the median of the others'")
 
