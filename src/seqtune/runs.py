@@ -37,6 +37,7 @@ PACKAGES = (
 )
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
+PREDICTIONS = "predictions.jsonl"
 
 
 def write_json(path: Path, content: Any) -> None:

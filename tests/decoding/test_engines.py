@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers.pytorch_utils import Conv1D
 
 from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines import make_engine, packed
-from seqtune.decoding.engines.native import NativeEngine, fits
+from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.errors import ConfigError
 from seqtune.models.attention import use_fast_attention
@@ -102,26 +105,74 @@ def test_gpt_neo_attention_equals_its_own():
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_models_that_the_native_engine_does_not_fit_go_to_transformers():
-    """Mistral's sliding window hides keys by their place in the cache, which the native engine does not keep."""
-    from transformers import MistralConfig, MistralForCausalLM
+SMALL = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1,
+}  # fmt: skip
 
-    config = MistralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
-    )  # fmt: skip
-    model = MistralForCausalLM(config).eval()
+
+def small_model(family: str, **settings):
+    """A family outside the six, small; weights at the family's own random ones."""
+    torch.manual_seed(0)
+    settings |= {"head_dim": 8} if family.startswith("Gemma") else {}
+    return getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**SMALL, **settings)).eval()
+
+
+def test_models_that_the_native_engine_does_not_fit_go_to_transformers():
+    """Layers of several kinds need several masks; the native engine has one."""
+    model = small_model("Mistral", sliding_window=8, layer_types=["sliding_attention", "full_attention"])
     assert not fits(model)
     assert isinstance(make_engine(model, 2, DecodeConfig()), TransformersEngine)
     with pytest.raises(ConfigError, match="'native' does not fit MistralForCausalLM"):
         make_engine(model, 2, DecodeConfig(engine="native"))
 
 
+@pytest.mark.parametrize("family", ["Mistral", "Phi3", "Starcoder2"])
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_a_sliding_window_of_all_layers_is_kept(family, num_beams):
+    """Reference: transformers; texts are longer than the window, which the config names without `layer_types`."""
+    model = small_model(family, sliding_window=8)
+    sources = [np.arange(5, 20), np.arange(40, 44)]
+    config = DecodeConfig(num_beams=num_beams, num_return=num_beams)
+    assert fits(model)
+    assert model.config.sliding_window == 8, "probing leaves no trace"
+    theirs, ours = (dict(e(model, 1, config).generate(sources, [12, 12])) for e in (TransformersEngine, NativeEngine))
+    for i in range(2):
+        assert [c.ids for c in ours[i]] == [c.ids for c in theirs[i]]
+        np.testing.assert_allclose([c.score for c in ours[i]], [c.score for c in theirs[i]], rtol=1e-4)
+
+
+def test_a_window_that_the_model_does_not_read_from_its_config_is_noticed():
+    model = small_model("Mistral", sliding_window=8)
+    model.model.config = copy.deepcopy(model.config)  # where the forward looks; ours looks at the model's
+    assert not fits(model)
+
+
+@torch.no_grad()
+def test_a_soft_cap_of_logits_is_noticed_at_weights_too_small_to_show_it():
+    """Gemma 2, made larger afterwards, as training does: then the cap shows, and the answers must be the capped model's."""
+    capped = small_model("Gemma2", layer_types=["full_attention"] * 2, final_logit_softcapping=30.0)
+    free = small_model("Gemma2", layer_types=["full_attention"] * 2, final_logit_softcapping=None, attn_logit_softcapping=0.5)
+    assert fits(free), "a cap of attention scores lies within the model's own attention"
+    ids = torch.arange(3, 40)[None]
+    hidden = capped.model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(capped.lm_head(hidden), capped(input_ids=ids).logits, rtol=1e-3, atol=1e-3)  # nothing to see
+    assert not fits(capped)
+    engine = make_engine(capped, 1, DecodeConfig())
+    assert isinstance(engine, TransformersEngine)
+    capped.lm_head.weight.mul_(300)
+    assert not torch.allclose(capped.lm_head(hidden), capped(input_ids=ids).logits, atol=1.0)
+    [(_, [found])] = engine.generate([np.arange(5, 10)], [6])
+    text = torch.tensor([[*range(5, 10), *found.ids]])
+    log_probs = capped(input_ids=text).logits.log_softmax(-1)[0, 4:-1]
+    assert found.score == pytest.approx(log_probs.gather(1, text[0, 5:, None]).sum().item(), rel=1e-4)
+
+
 def test_a_wrong_cache_is_noticed(monkeypatch):
-    from seqtune.decoding.engines.native import SlotCache
+    from seqtune.decoding.engines.slot_cache import TokenPass
 
     model = build_model("llama", 300)
-    monkeypatch.setattr(SlotCache, "update", lambda self, key, value, layer, *_: (key, value))
+    monkeypatch.setattr(TokenPass, "update", lambda self, key, value, layer, *_: (key, value))
     assert not fits(model)
 
 

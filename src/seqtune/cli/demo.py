@@ -31,13 +31,12 @@ def demo(
 
     from seqtune.procedures import demo as procedure
     from seqtune.procedures.check import findings
-    from seqtune.tokens.encode import make_encoder
     from seqtune.tokens.preparation import prepare
 
     began = time.monotonic()
     table, counts = procedure.build_table(Path(out), overwrite=overwrite)
     config = procedure.configuration(table, Path(out), minutes)
-    prepared = prepare(config, make_encoder(config))
+    prepared = prepare(config)
     sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())
     shared = prepared.leakage["test"]["same_key"]
     _say(f"{table}: {counts['kept']:,} of {counts['records']:,} records of the chemicals package")

@@ -137,20 +137,21 @@ def has_key_positions(model: PreTrainedModel) -> bool:
 class KeyPositions:
     """Tells BLOOM where its keys stand while they do not lie in the order of the text.
 
+    Args:
+        backbone: the model without its output layer.
+        positions_BS: the place in its text of each key that attention sees.
+
     Example:
-        with KeyPositions(model.transformer) as where:
-            where.positions_BS = torch.tensor([[0, 1, 2, 2]])
+        with KeyPositions(model.transformer, torch.tensor([[0, 1, 2, 2]])):
             model(input_ids, attention_mask=mask_B1QS, past_key_values=cache)
     """
 
-    def __init__(self, backbone: Any):
-        self.backbone = backbone
-        self.positions_BS: torch.Tensor | None = None
+    def __init__(self, backbone: Any, positions_BS: torch.Tensor):
+        self.backbone, self.positions_BS = backbone, positions_BS
 
-    def __enter__(self) -> KeyPositions:
+    def __enter__(self) -> None:
         """Put our table of biases in place of the model's."""
         self.backbone.build_alibi_tensor = self._alibi
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Put the model's own back."""
@@ -158,7 +159,6 @@ class KeyPositions:
 
     def _alibi(self, attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
         """Slope x position [B * H, 1, S]; Press et al. 2022, https://arxiv.org/abs/2108.12409."""
-        assert self.positions_BS is not None
         closest = 2 ** math.floor(math.log2(num_heads))
         first = [2.0 ** (-8.0 * (i + 1) / closest) for i in range(closest)]
         rest = [2.0 ** (-4.0 * (2 * i + 1) / closest) for i in range(num_heads - closest)]

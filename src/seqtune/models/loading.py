@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,11 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from seqtune import plugins
 from seqtune.config import ModelConfig
 from seqtune.errors import ModelError
 from seqtune.models.attention import use_fast_attention
-from seqtune.models.location import OWN_SETTINGS, location
+from seqtune.models.location import location
 from seqtune.models.machine import settle_in
 
 SMALL = 50_000_000  # parameters; below, defaults are others: see `seqtune.training.defaults`
@@ -34,7 +34,7 @@ def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
         return loader.from_pretrained(
             location(config), revision=config.revision, trust_remote_code=config.trust_remote_code, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, HFValidationError) as error:
+    except (OSError, ValueError, KeyError, ImportError, HFValidationError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[0]
         if "trust_remote_code" in str(error):
@@ -102,25 +102,6 @@ def num_parameters(config: ModelConfig) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.trust_remote_code)
     return sum(p.numel() for p in model.parameters())
-
-
-def load_trained(config: ModelConfig, seed: int, *, merged: bool = False) -> PreTrainedModel:
-    """`load_model`, and for the run of an adapter its base with the adapter on it.
-
-    Args:
-        config: hub id, folder, run folder or `builtin:NAME`.
-        seed: for `init: random`.
-        merged: fold an adapter into its base's weights.
-
-    Raises:
-        ModelError: it cannot be loaded, or the adapter does not fit its base.
-        ConfigError: the adapter cannot be merged.
-    """
-    run = Path(config.name)
-    if not (run / "model" / OWN_SETTINGS).exists():
-        return load_model(config, seed)
-    # by name, because importing peft takes seconds
-    return plugins.load("seqtune.models.adapters:load_run")(run, merged=merged)
 
 
 def max_length(model_config: Any, config: ModelConfig) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, did_you_mean
 
-OWN_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
+ADAPTER_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
 
 
 def builtin_path(name: str) -> Path:
@@ -48,3 +48,8 @@ def local_folder(config: ModelConfig) -> Path | None:
     """The folder that holds the model, `None` for a hub id."""
     path = Path(location(config))
     return path if path.is_dir() else None
+
+
+def holds_adapter(run: Path) -> bool:
+    """True for the folder of a run that trained an adapter."""
+    return (run / "model" / ADAPTER_SETTINGS).exists()

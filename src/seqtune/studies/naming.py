@@ -21,7 +21,7 @@ from typing import Any
 from seqtune import runs
 from seqtune.config import Config, ModelConfig, load_config
 from seqtune.errors import ModelError
-from seqtune.models.location import OWN_SETTINGS, local_folder
+from seqtune.models.location import holds_adapter, local_folder
 
 PACKAGE = Path(str(resources.files("seqtune")))
 DEFAULTS = ("training/defaults.py", "tokens/preparation.py")
@@ -55,8 +55,8 @@ def _base(model: ModelConfig) -> list[str]:
         return []
     files = sorted(path for path in folder.iterdir() if path.suffix in BASE_FILES and path.is_file())
     below: list[str] = []
-    if (folder / OWN_SETTINGS).exists():
-        run = folder.parent
+    run = folder.parent
+    if holds_adapter(run):
         files += [path for path in (run / "config.yaml", run / runs.VOCABULARY) if path.exists()]
         below = _base(load_config(run / "config.yaml").model)
     return [f"{path.name} {file_digest(path)}" for path in files] + below

@@ -7,7 +7,7 @@ are fewer steps to read and to get right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def add_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], num_pie
 
 
 @torch.no_grad()
-def extend_embeddings(model: PreTrainedModel, new_tokens: dict[int, list[int]]) -> None:
+def extend_embeddings(model: PreTrainedModel, new_tokens: Mapping[int, list[int]]) -> None:
     """Give every new token a row, the mean of its parts' rows, in the embedding and in an untied output layer."""
     if not new_tokens:
         return
