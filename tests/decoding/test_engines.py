@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,13 +69,42 @@ def test_native_equals_transformers(family, num_beams, num_return, length_penalt
         np.testing.assert_allclose([c.score for c in ours[i]], [c.score for c in theirs[i]], rtol=1e-4, atol=1e-4)
 
 
-def test_every_input_has_its_own_limit(family):
-    _, fast, sources, end = family
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_every_input_has_its_own_limit(family, num_beams):
+    model, fast, sources, end = family
     limits = [1 + i % 7 for i in range(NUM_SOURCES)]
-    for beams in (1, 4):
-        found = dict(NativeEngine(fast, end, DecodeConfig(num_beams=beams, token_budget=900)).generate(sources, limits))
-        assert all(1 <= len(found[i][0].ids) <= limits[i] for i in range(NUM_SOURCES))
-        assert any(len(found[i][0].ids) == limits[i] for i in range(NUM_SOURCES))
+    config = DecodeConfig(num_beams=num_beams, num_return=num_beams, token_budget=900)
+    theirs = dict(TransformersEngine(model, end, config).generate(sources, limits))
+    ours = dict(NativeEngine(fast, end, config).generate(sources, limits))
+    assert any(len(ours[i][0].ids) == limits[i] for i in range(NUM_SOURCES))
+    for i in range(NUM_SOURCES):
+        assert [c.ids for c in ours[i]] == [c.ids for c in theirs[i]]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+def test_a_batch_of_other_limits_gives_what_each_input_gives_alone(engine, num_beams, tmp_path):
+    """Reference: transformers' generate, input by input."""
+    if engine == "ctranslate2":
+        pytest.importorskip("ctranslate2")
+    model, tokenizer = save_for_ctranslate2("opt", tmp_path / "model")
+    sources = [np.arange(5, 9), np.arange(30, 39), np.arange(60, 65), np.arange(90, 94)]
+    limits = [8, 28, 38, 28]
+    config = DecodeConfig(num_beams=num_beams, num_return=num_beams, engine=engine, length_penalty=0.6)
+    found = dict(make_engine(model, tokenizer.eos_token_id, config, tmp_path / "model").generate(sources, limits))
+    for i, (source, limit) in enumerate(zip(sources, limits, strict=True)):
+        alone = model.generate(
+            torch.from_numpy(source)[None], max_new_tokens=limit, do_sample=False, num_beams=num_beams,
+            num_return_sequences=num_beams, length_penalty=0.6, early_stopping=False,
+        )[:, len(source) :].tolist()  # fmt: skip
+        assert [c.ids for c in found[i]] == alone
+        assert len(found[i][0].ids) == limit
+        for candidate in found[i]:  # its score is that of the tokens it has
+            text = torch.tensor([[*source, *candidate.ids]])
+            with torch.no_grad():
+                log_probs = model(text).logits.log_softmax(-1)[0, len(source) - 1 : -1]
+            expected = log_probs.gather(1, text[0, len(source) :, None]).sum().item()
+            assert candidate.score == pytest.approx(expected, rel=1e-4)
 
 
 def test_slots_that_no_beam_needs_are_dropped_and_room_grows(family, monkeypatch):
@@ -187,18 +220,26 @@ def test_engines_refuse_what_they_cannot_do(tmp_path):
             make_engine(neo, 2, DecodeConfig(engine="vllm"), tmp_path)
 
 
+def save_for_ctranslate2(family: str, folder: Path):
+    tokenizer = build_tokenizer(family)  # some without an unknown token, which CTranslate2 asks for
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(-len(tokenizer) % 8)])
+    model = build_model(family, len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
 @pytest.mark.parametrize("family_name", ["opt", "gpt2", "bloom", "llama"])
 def test_ctranslate2_decodes_what_transformers_decodes(family_name, tmp_path):
+    """It reads the folder; of the model it needs the architecture only."""
     pytest.importorskip("ctranslate2")
-    tokenizer = build_tokenizer(family_name)  # some without an unknown token, which CTranslate2 asks for
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(-len(tokenizer) % 8)])
-    model = build_model(family_name, len(tokenizer))
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    model, tokenizer = save_for_ctranslate2(family_name, tmp_path / "model")
+    with torch.device("meta"):
+        without_weights = type(model)(model.config)
     sources = [np.array([5, 9, 30, 41]), np.array([7, 50])]
     for beams in (1, 4):
         config = DecodeConfig(num_beams=beams, engine="ctranslate2")
-        engine = make_engine(model, tokenizer.eos_token_id, config, tmp_path / "model")
+        engine = make_engine(without_weights, tokenizer.eos_token_id, config, tmp_path / "model")
         ours, theirs = (
             dict(e.generate(sources, [6, 6])) for e in (engine, TransformersEngine(model, tokenizer.eos_token_id, config))
         )
@@ -206,6 +247,30 @@ def test_ctranslate2_decodes_what_transformers_decodes(family_name, tmp_path):
             assert ours[i][0].ids == theirs[i][0].ids
             assert ours[i][0].score == pytest.approx(theirs[i][0].score, rel=1e-3)
     assert (tmp_path / "model-ctranslate2-float32" / "model.bin").exists()
+
+
+def test_two_that_need_the_same_conversion_convert_once(tmp_path, monkeypatch):
+    """The second begins while the first converts; it must neither convert into its files nor replace what it reads."""
+    pytest.importorskip("ctranslate2")
+    from ctranslate2.converters import TransformersConverter
+
+    model, tokenizer = save_for_ctranslate2("opt", tmp_path / "model")
+    begun, both, convert = [], threading.Barrier(2), TransformersConverter.convert
+
+    def slow(self, *arguments, **options):
+        begun.append(arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=1)
+        return convert(self, *arguments, **options)
+
+    monkeypatch.setattr(TransformersConverter, "convert", slow)
+    config = DecodeConfig(engine="ctranslate2")
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(make_engine, model, tokenizer.eos_token_id, config, tmp_path / "model") for _ in range(2)]
+        answers = [dict(job.result().generate([np.arange(5, 9)], [6]))[0][0].ids for job in jobs]
+    assert len(begun) == 1
+    assert answers[0] == answers[1]
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["model", "model-ctranslate2-float32"]
 
 
 def test_what_ctranslate2_cannot_convert_is_refused(tmp_path):

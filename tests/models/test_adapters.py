@@ -20,7 +20,8 @@ from conftest import FAMILIES, build_model, build_tokenizer, pairs, write_csv
 from seqtune.cli.app import run_app
 from seqtune.config import SOFT_PROMPTS, AdapterConfig, DecodeConfig, ModelConfig, TrainConfig, load_config
 from seqtune.decoding.engines import make_engine
-from seqtune.decoding.engines.native import NativeEngine, fits
+from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.native import NativeEngine
 from seqtune.errors import ConfigError, MissingDependencyError, ModelError
 from seqtune.models import soft_prompts
 from seqtune.models.adapters import Adapter, load_merged

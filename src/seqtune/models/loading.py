@@ -22,10 +22,10 @@ from seqtune.config import ModelConfig
 from seqtune.errors import ModelError
 from seqtune.models.attention import use_fast_attention
 from seqtune.models.location import location
-from seqtune.models.machine import settle_in
+from seqtune.models.machine import set_up_cpu
 
-SMALL = 50_000_000  # parameters; below, defaults are others: see `seqtune.training.defaults`
-# Families without a position limit of their own (BLOOM's ALiBi) get this one; it bounds memory, not quality.
+SMALL = 50_000_000  # models with fewer parameters have other defaults: see `seqtune.training.defaults`
+# The limit for families that have none of their own, such as BLOOM with ALiBi. It is there for the memory, not for quality.
 UNLIMITED_LENGTH = 2048
 
 
@@ -36,7 +36,7 @@ def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError, HFValidationError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[0]
+        reason = f"a file is damaged ({lines[0]})" if isinstance(error, SafetensorError) else lines[0]
         if "trust_remote_code" in str(error):
             reason = "it brings its own code; if you trust it, --set model.trust_remote_code=true"
         elif "safetensors" in str(error):
@@ -71,7 +71,7 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     Raises:
         ModelError: it cannot be loaded, is no causal LM, or has no safetensors weights.
     """
-    settle_in()
+    set_up_cpu()
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -57,7 +57,7 @@ class SoftPrompt(nn.Module):
         return self.table().view(self.num_tokens, 2 * layers, heads, -1).permute(1, 2, 0, 3)
 
     def give_prefix(self, _: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """A hook before the decoder's forward: hand the prefix to the cache, or pass a cache that knows nothing else."""
+        """Runs before the decoder's forward: puts the prefix into its cache; without a cache, as in training, passes one."""
         cache = options.get("past_key_values")
         if cache is None:
             return args, {**options, "past_key_values": _PrefixCache(self.keys_and_values())}
@@ -124,14 +124,14 @@ class _PrefixCache:
 
 
 def put_prefix(prefix: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace the first P keys and values [B, H, T, W] of a layer."""
+    """The keys and values [B, H, T, W] of a layer with the learned ones in the first P places."""
     size = prefix.size(2)
     own = prefix[2 * layer : 2 * layer + 2, None].to(key.dtype).expand(-1, key.size(0), -1, -1, -1)
     return torch.cat([own[0], key[:, :, size:]], 2), torch.cat([own[1], value[:, :, size:]], 2)
 
 
 def put_on(model: PreTrainedModel, prompt: SoftPrompt) -> Callable[[], None]:
-    """Let the model's embedding, and for a prefix its layers, know the virtual tokens.
+    """Give a model rows for the virtual tokens, and for a prefix a hook that puts it into every layer.
 
     Returns:
         A function that takes the prompt off again.
