@@ -92,7 +92,7 @@ def test_overwriting_removes_our_files_and_leaves_all_others(tmp_path):
     elsewhere.mkdir()
     (elsewhere / "model.safetensors").write_text("linked, not copied")
     (folder / "model").symlink_to(elsewhere)
-    for name in ("manifest.json", "metrics.json", "checkpoints/step-00000001/state.json", "model-ctranslate2-int8/model.bin",
+    for name in ("manifest.json", "metrics.json", "checkpoints/step-00000001/state.json", "model-ctranslate2-int8/model.bin", ".model-ctranslate2-int8.lock",
                  "evaluations/0a1b/metrics.json", "report.html", ".metrics.json.999999999"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("ours")
@@ -294,10 +294,8 @@ def test_validation_is_the_same_however_the_answers_are_searched_for():
     """So `decode` decides nothing about the weights, and a run may be resumed with another `decode`."""
     from seqtune.procedures.validation import Validator
 
-    prepared = SimpleNamespace(examples={"validation": []}, task=None)
-    validators = [
-        Validator(None, prepared, configuration(**c)) for c in ({}, {"decode__max_new_tokens": 3, "decode__num_beams": 2})
-    ]
+    prepared = SimpleNamespace(examples={"validation": []}, task=None, encoder=SimpleNamespace(tokenizer=None))
+    validators = [Validator(prepared, configuration(**c)) for c in ({}, {"decode__max_new_tokens": 3, "decode__num_beams": 2})]
     assert validators[0].decode == validators[1].decode
 
 

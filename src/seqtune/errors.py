@@ -7,7 +7,7 @@
     ├── ModelError          a model or tokenizer cannot be loaded or does not fit the task
     │   └── VocabularyError     a tokenizer cannot be trimmed
     ├── RunError            a folder that is to be written or read is missing, incomplete, damaged or in use for something else
-    └── MissingDependencyError  an optional package is needed; the text names the extra
+    └── MissingDependencyError  a package is needed; the text says how to install it
 
 Mistakes of this package itself are found by `assert` statements, never reported by these.
 """
@@ -47,15 +47,21 @@ class RunError(SeqtuneError):
 
 
 class MissingDependencyError(SeqtuneError):
-    """An optional package is needed.
+    """A package is needed that is not installed.
+
+    Args:
+        package: its name.
+        extra: the extra of seqtune that brings it; `None` for a package that every installation should have.
+        purpose: what needs it.
 
     Example:
         >>> str(MissingDependencyError("chemicals", "chem", "the demo's molecules"))
         "the demo's molecules needs the package 'chemicals': pip install 'seqtune[chem]'"
     """
 
-    def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(f"{purpose} needs the package {package!r}: pip install 'seqtune[{extra}]'")
+    def __init__(self, package: str, extra: str | None, purpose: str):
+        wanted = f"'seqtune[{extra}]'" if extra else package
+        super().__init__(f"{purpose} needs the package {package!r}: pip install {wanted}")
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -43,6 +43,7 @@ PACKAGES = (
 )
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
+PREDICTIONS = "predictions.jsonl"
 RUN = Kind(
     name="run",
     marker=".seqtune-run",
@@ -56,10 +57,11 @@ RUN = Kind(
         "checkpoints",
         "model",
         "model-ctranslate2-*",
+        ".model-ctranslate2-*",  # its lock, and what is being converted
         "task.yaml",
         VOCABULARY,
         "metrics.json",
-        "predictions.jsonl",
+        PREDICTIONS,
         "base_predictions.jsonl",
         "README.md",
         "report.html",

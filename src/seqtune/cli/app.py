@@ -120,6 +120,36 @@ def overrides(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
     return found
 
 
+def read_only(flags: dict[str, Any], allowed: Sequence[str], verb: str) -> None:
+    """Refuse settings that a verb would not use.
+
+    Args:
+        flags: dotted key -> value.
+        allowed: keys, or `section.` for all of a section.
+        verb: for the message.
+
+    Raises:
+        ConfigError: names the first such key, and what the verb reads.
+    """
+    from seqtune.errors import ConfigError, did_you_mean
+
+    exact = [key for key in allowed if not key.endswith(".")]
+    for key in flags:
+        if key not in exact and not key.startswith(tuple(k for k in allowed if k.endswith("."))):
+            shown = ", ".join(f"{k}*" if k.endswith(".") else k for k in allowed)
+            raise ConfigError(f"--set {key}: `seqtune {verb}` does not use it{did_you_mean(key, exact)}; it reads {shown}")
+
+
+def section(flags: dict[str, Any], name: str) -> dict[str, Any]:
+    """The flags of one section, without its name.
+
+    Example:
+        >>> section({"decode.num_beams": 5, "data.id": "cid"}, "decode")
+        {'num_beams': 5}
+    """
+    return {key.removeprefix(f"{name}."): value for key, value in flags.items() if key.startswith(f"{name}.")}
+
+
 def is_config(path: str | None) -> bool:
     """True for a YAML file."""
     return path is not None and Path(path).suffix.lower() in (".yaml", ".yml")
@@ -170,9 +200,16 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     _print_task_scores(metrics, out)
     for name, value in scores.items():
         out.print(f"{name}: {value['signature']}", style="dim", markup=False)
+    print_undefined(metrics, out)
     statuses = {k: v for k, v in metrics.get("status", {}).items() if k not in ("ok", "verified")}
     if statuses:
         out.print("not ok: " + ", ".join(f"{n} {status}" for status, n in statuses.items()), style="yellow")
+
+
+def print_undefined(metrics: dict[str, Any], out: Console) -> None:
+    """The metrics that have no value on these items, each with the reason."""
+    for name, reason in metrics.get("undefined", {}).items():
+        out.print(f"{name}: undefined, {reason}", style="yellow", markup=False)
 
 
 def _print_task_scores(metrics: dict[str, Any], out: Console) -> None:

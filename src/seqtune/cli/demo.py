@@ -31,13 +31,12 @@ def demo(
 
     from seqtune.procedures import demo as procedure
     from seqtune.procedures.check import findings
-    from seqtune.tokens.encode import make_encoder
     from seqtune.tokens.preparation import prepare
 
     began = time.monotonic()
     table, counts = procedure.build_table(Path(out), overwrite=overwrite)
     config = procedure.configuration(table, Path(out), minutes)
-    prepared = prepare(config, make_encoder(config))
+    prepared = prepare(config)
     sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())
     shared = prepared.leakage["test"]["same_key"]
     _say(f"{table}: {counts['kept']:,} of {counts['records']:,} records of the chemicals package")
@@ -69,7 +68,7 @@ def _show(shown: Demo, seconds: float) -> None:
     base = f"base model ({shown.base_metrics['num_items']} of them)"
     for heading in ("metric", base, "fine-tuned", "95% interval"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
-    for name in SHOWN:
+    for name in [n for n in SHOWN if n in shown.fitted.metrics and n in shown.base_metrics]:
         ours = shown.fitted.metrics[name]
         table.add_row(
             name,

@@ -16,7 +16,11 @@ from transformers import PreTrainedModel
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Batch
 
-CHUNK_LOGITS = 2**23  # logits held at once; larger products of positions and vocabulary go in chunks
+# Logits held at once; larger products of positions and vocabulary go in chunks. Each chunk adds to the gradient of the whole
+# output layer, which a GPU's memory feels: 50,000 tokens x 8,192 positions would be 50 such sums in the CPU's chunks, here 7.
+CHUNK_LOGITS = 2**23
+GPU_CHUNK_LOGITS = 2**26
+PROBE_LOGIT = 1000.0  # the largest logit of the probe that compares two ways to the logits
 
 
 class TargetLoss(nn.Module):
@@ -42,12 +46,12 @@ class TargetLoss(nn.Module):
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """Loss of each target in nats, fp32 [N]."""
         if not self.backbone_is_exact:
-            logits_BTV = self.model(**_inputs(batch)).logits
+            logits_BTV = self.model(**_inputs(self.model, batch)).logits
             logits_NV = logits_BTV.flatten(0, 1)[batch.positions_N]
             return functional.cross_entropy(logits_NV.float(), batch.targets_N, reduction="none")
         hidden_ND = self._hidden(batch)
         head: Any = self.model.get_output_embeddings()
-        chunk = max(1, CHUNK_LOGITS // self.model.config.vocab_size)
+        chunk = _chunk(hidden_ND.device, self.model.config.vocab_size)
         losses = [
             functional.cross_entropy(head(h).float(), t, reduction="none")
             for h, t in zip(hidden_ND.split(chunk), batch.targets_N.split(chunk), strict=True)
@@ -56,7 +60,7 @@ class TargetLoss(nn.Module):
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """What the output layer reads at the positions that carry loss [N, D]."""
-        hidden_BTD = _backbone(self.model)(**_inputs(batch)).last_hidden_state
+        hidden_BTD = _backbone(self.model)(**_inputs(self.model, batch)).last_hidden_state
         return hidden_BTD.flatten(0, 1)[batch.positions_N]
 
 
@@ -81,7 +85,7 @@ class _SummedLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
         total = torch.zeros((), device=hidden_ND.device)
         with torch.autocast(device, enabled=False):
-            for rows in torch.arange(len(targets_N), device=targets_N.device).split(max(1, CHUNK_LOGITS // len(weight))):
+            for rows in torch.arange(len(targets_N), device=targets_N.device).split(_chunk(weight.device, len(weight))):
                 hidden = hidden_ND[rows].to(dtype)
                 logits = functional.linear(hidden, weight, None if bias_V is None else bias_V.to(dtype)).float()
                 logits = functional.log_softmax(logits, -1)
@@ -105,10 +109,18 @@ class _SummedLoss(torch.autograd.Function):
         return (*(next(saved) * grad_outputs[0] if has else None for has in ctx.has), None)
 
 
-def _inputs(batch: Batch) -> dict[str, Any]:
+def _chunk(device: torch.device, vocab_size: int) -> int:
+    """Positions whose logits are held at once."""
+    return max(1, (CHUNK_LOGITS if device.type == "cpu" else GPU_CHUNK_LOGITS) // vocab_size)
+
+
+def _inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
     if batch.documents_BT is not None:
-        inputs |= {"position_ids": batch.places_BT, "attention_mask": block_diagonal(batch.documents_BT)}
+        mask = block_diagonal(batch.documents_BT)
+        if model.config._attn_implementation == "eager":  # such families add the mask to the scores
+            mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
+        inputs |= {"position_ids": batch.places_BT, "attention_mask": mask}
     return inputs
 
 
@@ -129,12 +141,40 @@ def block_diagonal(documents_BT: torch.Tensor) -> torch.Tensor:
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """True if a family takes positions and a mask of ours, and attends to everything before a token."""
-    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    if num_virtual_tokens(model):
+    """True if a family takes positions and a mask of ours, and attends to everything before a token.
+
+    What its settings say is checked, and then what it does: two rows in one must have the losses that each has alone.
+    """
+    config = model.config.get_text_config()
+    layers = getattr(config, "layer_types", None)
+    has_window = any(kind != "full_attention" for kind in layers) if layers else getattr(config, "sliding_window", None)
+    if has_window or num_virtual_tokens(model) or not hasattr(model, model.base_model_prefix):
         return False
-    takes_positions = "position_ids" in inspect.signature(_backbone(model).forward).parameters
-    return takes_positions and all(kind == "full_attention" for kind in layers)
+    if "position_ids" not in inspect.signature(_backbone(model).forward).parameters:
+        return False
+    try:
+        return _packs_a_probe(model)
+    except (RuntimeError, TypeError, ValueError):  # it cannot read a mask of this kind, such as Falcon with ALiBi
+        return False
+
+
+@torch.no_grad()
+def _packs_a_probe(model: PreTrainedModel) -> bool:
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    losses = TargetLoss(model)
+    documents = torch.tensor([0] * 9 + [1] * 14, device=device)
+    places = torch.cat([torch.arange(9), torch.arange(14)]).to(device)
+    ids = torch.arange(24, device=device) % model.config.vocab_size
+    positions = torch.arange(23, device=device)
+    packed = losses.token_losses(Batch(ids[None, :-1], positions, ids[1:], 23, places[None], documents[None]))
+    alone = [
+        losses.token_losses(Batch(row[None, :-1], places[documents == i], row[1:], len(row)))
+        for i, row in enumerate((ids[:10], ids[9:]))
+    ]
+    model.train(was_training)
+    return torch.allclose(packed, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
 def _backbone(model: PreTrainedModel) -> nn.Module:
@@ -153,8 +193,12 @@ def _backbone_is_exact(model: PreTrainedModel) -> bool:
     virtual = size + torch.arange(num_virtual_tokens(model), device=device)
     ids = torch.cat([virtual, torch.arange(8, device=device) % size])[None]
     hidden = getattr(_backbone(model)(input_ids=ids, use_cache=False), "last_hidden_state", None)
-    same = hidden is not None and torch.allclose(
-        head(hidden).float(), model(input_ids=ids, use_cache=False).logits.float(), rtol=1e-4, atol=1e-5
-    )
+    same = hidden is not None
+    if same:
+        # a cap, such as Gemma 2's 30 tanh(x / 30), changes nothing in small logits: what the output layer reads is made larger
+        factor = PROBE_LOGIT / head(hidden).abs().max().clamp_min(1e-6)
+        with head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor, *inputs[1:])):
+            own = model(input_ids=ids, use_cache=False).logits.float()
+            same = torch.allclose(head(hidden).float(), own, rtol=1e-4, atol=1e-4 * PROBE_LOGIT)
     model.train(was_training)
     return same

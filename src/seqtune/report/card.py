@@ -14,7 +14,9 @@ SHOWN = ("exact_match", "edit_similarity", "bleu_char", "bleu_13a", "chrf", "rou
 def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, interval) of the metrics that lead a table."""
     return [
-        (name, f"{metrics[name]['value']:.4f}", f"{metrics[name]['low']:.4f} to {metrics[name]['high']:.4f}") for name in SHOWN
+        (name, f"{metrics[name]['value']:.4f}", f"{metrics[name]['low']:.4f} to {metrics[name]['high']:.4f}")
+        for name in SHOWN
+        if name in metrics
     ]
 
 
@@ -79,7 +81,7 @@ def _results(metrics: dict[str, Any] | None) -> list[str]:
     if metrics is None:
         return ["There were no test rows, so nothing is known about unseen inputs."]
     return [
-        f"{metrics['num_items']} rows, 95% bootstrap intervals; signatures are in `metrics.json`.",
+        f"{metrics['num_items']} rows, 95% intervals; signatures are in `metrics.json`.",
         "",
         "| metric | value | 95% interval |",
         "|---|---|---|",

@@ -237,10 +237,8 @@ def _evaluate(point: Point, process: _Process) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     decode = [f"decode.{k}={json.dumps(v)}" for k, v in point.config.decode.model_dump().items()]
     flags = [flag for text in decode for flag in ("--set", text)]
-    stored = str(point.run / "predictions.jsonl")
-    columns = ["--input", "input", "--output", "reference", "--no-baselines"]
     started = time.monotonic()
-    peak = process(["evaluate", str(point.run), stored, *columns, "--out", str(folder), *flags])
+    peak = process(["evaluate", str(point.run), str(point.run), "--no-baselines", "--out", str(folder), *flags])
     runs.write_json(folder / FACTS, {"evaluation_seconds": round(time.monotonic() - started, 1), "evaluation_peak_mib": peak})
 
 
