@@ -393,3 +393,13 @@ def leaves(section: BaseModel, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = value
     return found
+
+
+def weight_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide a run's weights, as dotted key -> value: all but `out` and how its answers are searched for.
+
+    Example:
+        >>> [key for key in weight_settings(Config()) if key.startswith(("out", "decode"))]
+        []
+    """
+    return {key: value for key, value in leaves(config).items() if key != "out" and not key.startswith("decode.")}

@@ -24,11 +24,11 @@ from typing import Any, Literal, Protocol
 from seqtune.errors import ConfigError, MissingDependencyError, did_you_mean
 from seqtune.records import Example
 
+# optional package -> the extra that brings it; what else a pack needs comes with the extra of the pack's name
 EXTRAS = {
-    "ray": "ray",
-    "bitsandbytes": "quant",
-    "optuna": "search",
-}  # packages with an extra of their own; the others come with their pack
+    "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "optuna": "search",
+    "bitsandbytes": "quant", "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track",
+}  # fmt: skip
 Kind = Literal["sources", "tasks", "metrics", "verifiers"]
 
 

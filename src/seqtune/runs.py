@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import folders
-from seqtune.config import Config, leaves, load_config
+from seqtune.config import Config, leaves, load_config, weight_settings
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
 from seqtune.folders import Kind
@@ -43,6 +43,7 @@ PACKAGES = (
 )
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
+PREDICTIONS = "predictions.jsonl"
 PREDICTIONS = "predictions.jsonl"
 RUN = Kind(
     name="run",
@@ -183,10 +184,9 @@ def open_run(config: Config, folder: Path, fingerprint: str, *, resume: bool, ov
         folders.clear(folder, RUN)
         return False
     folders.sweep(folder, RUN)
-    theirs, ours = leaves(load_config(stored)), leaves(config)
-    # how answers are searched for decides nothing about the training; only a finished run has been decoded
-    free = ("out",) if is_complete(folder) else ("out", "decode.")
-    check_unchanged(*({k: v for k, v in side.items() if not k.startswith(free)} for side in (theirs, ours)))
+    # what only decides how answers are searched for may change until the run is complete, and has its scores
+    compared = leaves if is_complete(folder) else weight_settings
+    check_unchanged(*({k: v for k, v in compared(c).items() if k != "out"} for c in (load_config(stored), config)))
     data = folder / "data.json"
     if data.exists() and read_json(data)["fingerprint"] != fingerprint:
         raise RunError("--resume needs the data that the run began with; the table or the tokenizer has changed since")

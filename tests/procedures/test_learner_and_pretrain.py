@@ -18,7 +18,8 @@ from conftest import pairs
 from seqtune import SequenceLearner
 from seqtune.config import ModelConfig, TrainConfig
 from seqtune.errors import DataError, MissingDependencyError, RunError
-from seqtune.models.loading import builtin_path, load_model, load_tokenizer
+from seqtune.models.loading import load_model, load_tokenizer
+from seqtune.models.location import builtin_path
 from seqtune.procedures.pretrain import (
     Shape,
     bits_per_byte,

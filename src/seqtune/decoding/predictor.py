@@ -19,6 +19,7 @@ from seqtune.decoding.engines import make_engine
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError
 from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_trained
+from seqtune.models.location import local_folder
 from seqtune.models.machine import best_device, has_bf16_units
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate
@@ -97,7 +98,7 @@ class Predictor:
         model, adapter = load_trained(source, seed=0)
         model.to(device, dtype)  # type: ignore[arg-type, call-arg]
         method = adapter.method if adapter else "full"
-        return cls(model, loading.load_tokenizer(source), task, decode, loading.local_folder(source), method)
+        return cls(model, loading.load_tokenizer(source), task, decode, local_folder(source), method)
 
     @classmethod
     def over(cls, base: str, runs: Sequence[str], decode: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Predictor]]:

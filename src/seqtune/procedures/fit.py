@@ -68,6 +68,8 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
     if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
         say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}")
+    if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
+        say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}")
     if runs.is_complete(folder):
         say(f"{folder} is complete already")
         metrics = folder / "metrics.json"
@@ -172,6 +174,7 @@ def _finish(
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder))
         metrics = answer_and_score(predictor, prepared.examples["test"], prepared.examples["train"], folder, quiet=quiet)
-    runs.write_text(folder / "README.md", card.model_card(config, prepared.report(), outcome_summary(outcome), metrics))
+    text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics)
+    runs.write_text(folder / "README.md", text)
     runs.finish(folder)
     return metrics
