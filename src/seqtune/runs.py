@@ -44,7 +44,6 @@ PACKAGES = (
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 PREDICTIONS = "predictions.jsonl"
-PREDICTIONS = "predictions.jsonl"
 RUN = Kind(
     name="run",
     marker=".seqtune-run",
