@@ -401,10 +401,5 @@ def leaves(section: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 
 def weight_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide a run's weights, as dotted key -> value: all but `out` and how its answers are searched for.
-
-    Example:
-        >>> [key for key in weight_settings(Config()) if key.startswith(("out", "decode"))]
-        []
-    """
+    """The settings that decide a run's weights, as dotted key -> value: all but `out` and `decode.*`."""
     return {key: value for key, value in leaves(config).items() if key != "out" and not key.startswith("decode.")}

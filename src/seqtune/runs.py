@@ -44,7 +44,6 @@ PACKAGES = (
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 PREDICTIONS = "predictions.jsonl"
-PREDICTIONS = "predictions.jsonl"
 RUN = Kind(
     name="run",
     marker=".seqtune-run",
@@ -58,6 +57,7 @@ RUN = Kind(
         "checkpoints",
         "model",
         "model-ctranslate2-*",
+        ".model-ctranslate2-*",  # its lock, and what is being converted
         "task.yaml",
         VOCABULARY,
         "metrics.json",

@@ -68,8 +68,6 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
     if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
         say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}")
-    if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
-        say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}")
     if runs.is_complete(folder):
         say(f"{folder} is complete already")
         metrics = folder / "metrics.json"

@@ -141,7 +141,7 @@ def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainCon
         Sizes, the outcome, and held-out bits per byte of the saved weights and of the random initialisation.
 
     Raises:
-        RunError: the folder is in the way.
+        RunError: the folder is in the way, or holds a pretraining with other settings or another corpus.
     """
     work = folder / "work"
     _check_free(folder, work, resume)
