@@ -19,6 +19,7 @@ from seqtune.decoding.engines.weights import dtype_of
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError
 from seqtune.models import loading
 from seqtune.models.adapters import Adapter, holds_adapter, load_trained
+from seqtune.models.location import local_folder
 from seqtune.models.machine import best_device
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate
@@ -95,7 +96,7 @@ class Predictor:
             model, adapter = load_trained(source, seed=0)
             model.to(best_device(), dtype_of(decode))  # type: ignore[arg-type, call-arg]
         method = adapter.method if adapter else "full"
-        return cls(model, loading.load_tokenizer(source), task, decode, loading.local_folder(source), method)
+        return cls(model, loading.load_tokenizer(source), task, decode, local_folder(source), method)
 
     @classmethod
     def over(cls, base: str, runs: Sequence[str], decode: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Predictor]]:

@@ -27,12 +27,12 @@ from seqtune import runs
 from seqtune.config import AdapterConfig, ModelConfig, load_config
 from seqtune.errors import ConfigError, MissingDependencyError, ModelError
 from seqtune.models import loading
+from seqtune.models.location import ADAPTER_SETTINGS, holds_adapter
 from seqtune.models.vocabulary import trim_embeddings
 
 if TYPE_CHECKING:
     from seqtune.models.adapter_methods import Attachment
 
-SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
 WEIGHTS = "adapter_model.safetensors"  # peft's name for it
 
 
@@ -134,7 +134,7 @@ class Adapter:
             peft_config.inference_mode = True
             peft_config.base_model_name_or_path = self.model.name_or_path
             peft_config.save_pretrained(str(folder))
-        (folder / SETTINGS).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n", encoding="utf-8")
+        (folder / ADAPTER_SETTINGS).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n", encoding="utf-8")
 
     def merge(self) -> None:
         """Fold the adapter into the base's own weights, in place; all of them can be trained again.
@@ -171,12 +171,7 @@ def _shape(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | Non
 
 
 def _read_settings(folder: Path) -> AdapterConfig:
-    return AdapterConfig(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
-
-
-def holds_adapter(run: Path) -> bool:
-    """True for the folder of a run that trained an adapter."""
-    return (run / "model" / SETTINGS).exists()
+    return AdapterConfig(**json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8")))
 
 
 def load_trained(config: ModelConfig, seed: int) -> tuple[PreTrainedModel, Adapter | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +19,14 @@ from transformers import (
 )
 
 from seqtune.config import ModelConfig
-from seqtune.errors import ModelError, did_you_mean
+from seqtune.errors import ModelError
 from seqtune.models.attention import use_fast_attention
+from seqtune.models.location import location
 from seqtune.models.machine import set_up_cpu
 
 SMALL = 50_000_000  # models with fewer parameters have other defaults: see `seqtune.training.defaults`
 # The limit for families that have none of their own, such as BLOOM with ALiBi. It is there for the memory, not for quality.
 UNLIMITED_LENGTH = 2048
-
-
-def builtin_path(name: str) -> Path:
-    """Folder of an embedded base model.
-
-    Raises:
-        ModelError: there is no such base.
-    """
-    assets = Path(str(resources.files("seqtune") / "assets"))
-    names = sorted(p.parent.name for p in assets.glob("*/config.json"))
-    if name not in names:
-        raise ModelError(f"builtin:{name} does not exist{did_you_mean(name, names)}; there is: {', '.join(names)}")
-    return assets / name
-
-
-def location(config: ModelConfig) -> str:
-    """Folder or hub id that a model is loaded from.
-
-    Raises:
-        ModelError: there is no such folder, or it holds no model.
-    """
-    if config.name.startswith("builtin:"):
-        return str(builtin_path(config.name.removeprefix("builtin:")))
-    path = Path(config.name).expanduser()
-    if path.is_dir():
-        if (path / "model" / "config.json").exists():  # a run folder
-            return str(path / "model")
-        if not (path / "config.json").exists():
-            raise ModelError(f"{config.name!r} is a folder without config.json; it holds no Hugging Face model")
-        return str(path)
-    if path.is_absolute() or config.name.startswith((".", "~")):
-        raise ModelError(f"the model folder {config.name!r} does not exist")
-    return config.name
-
-
-def local_folder(config: ModelConfig) -> Path | None:
-    """The folder that holds the model, `None` for a hub id."""
-    path = Path(location(config))
-    return path if path.is_dir() else None
 
 
 def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
