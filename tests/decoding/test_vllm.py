@@ -14,9 +14,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from conftest import build_model, build_tokenizer
 from seqtune.config import DecodeConfig
+from seqtune.data.tasks import Task
 from seqtune.decoding.engines import make_engine, weights
 from seqtune.decoding.engines.reference import TransformersEngine
+from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError
+from seqtune.models import loading
+from seqtune.records import Example
 
 SOURCES, LIMITS = [np.arange(5, 12), np.arange(40, 44), np.arange(80, 90)], [9, 4, 12]
 
@@ -115,3 +119,13 @@ def test_what_vllm_cannot_do_is_refused(vllm, saved, monkeypatch):
     monkeypatch.setattr(sys.modules["vllm"], "LLM", refuse)
     with pytest.raises(ConfigError, match=r"vllm cannot serve .* are not supported for now.\); use decode.engine = 'native'"):
         make_engine(without_weights, 2, DecodeConfig(engine="vllm", weights="float32"), folder)
+
+
+def test_a_model_that_the_engine_reads_itself_is_not_loaded_before(vllm, saved, monkeypatch):
+    _, folder, _ = saved
+    monkeypatch.setattr(loading, "load_model", None)
+    task = Task("input", "output", "plain", "{output}", "\n")
+    predictor = Predictor.of_model(str(folder), task, DecodeConfig(engine="vllm", weights="float32", max_new_tokens=5))
+    [answer] = predictor.predict([Example("1", "ethane", None)])
+    assert len(answer.hypotheses) == 1
+    assert len(vllm) == 1

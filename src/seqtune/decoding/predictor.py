@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seqtune import plugins, progress
 from seqtune.config import Config, DecodeConfig, ModelConfig, load_config, validate
 from seqtune.data.tasks import Task
 from seqtune.decoding import verification
-from seqtune.decoding.engines import make_engine
+from seqtune.decoding.engines import READS_FOLDER, make_engine
+from seqtune.decoding.engines.weights import dtype_of
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError
 from seqtune.models import loading
-from seqtune.models.adapters import Adapter, load_trained
+from seqtune.models.adapters import Adapter, holds_adapter, load_trained
 from seqtune.models.location import local_folder
-from seqtune.models.machine import best_device, has_bf16_units
+from seqtune.models.machine import best_device
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate
 from seqtune.tokens.encode import Encoder
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
 
 
@@ -90,13 +89,12 @@ class Predictor:
         Raises:
             ModelError: the model cannot be loaded.
         """
-        source = ModelConfig(name=name)
-        device = best_device()
-        dtype = DTYPES.get(decode.weights, torch.float32)
-        if decode.weights == "auto" and device.type == "cuda" and has_bf16_units():
-            dtype = torch.bfloat16
-        model, adapter = load_trained(source, seed=0)
-        model.to(device, dtype)  # type: ignore[arg-type, call-arg]
+        source, adapter = ModelConfig(name=name), None
+        if decode.engine in READS_FOLDER and not holds_adapter(Path(name).expanduser()):
+            model = loading.load_architecture(source)
+        else:
+            model, adapter = load_trained(source, seed=0)
+            model.to(best_device(), dtype_of(decode))  # type: ignore[arg-type, call-arg]
         method = adapter.method if adapter else "full"
         return cls(model, loading.load_tokenizer(source), task, decode, local_folder(source), method)
 
@@ -111,12 +109,15 @@ class Predictor:
 
         Raises:
             ModelError: a run trained no adapter, or one on another base.
+            ConfigError: a run's own settings ask for other weights than the first one's.
         """
-        model = loading.load_model(ModelConfig(name=base), seed=0).to(best_device())  # type: ignore[arg-type]
-        for run in runs:
+        settings = [decode_settings(run, decode or {}) for run in runs]
+        model = loading.load_model(ModelConfig(name=base), seed=0)
+        model.to(best_device(), dtype_of(settings[0]))  # type: ignore[arg-type, call-arg]
+        for run, chosen in zip(runs, settings, strict=True):
             adapter = Adapter.of_run(model, Path(run))
             tokenizer = loading.load_tokenizer(ModelConfig(name=run))
-            yield run, cls(model, tokenizer, task_of(run), decode_settings(run, decode or {}), adapter_method=adapter.method)
+            yield run, cls(model, tokenizer, task_of(run), chosen, adapter_method=adapter.method)
             adapter.detach()
 
     @property

@@ -93,15 +93,23 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     return model
 
 
+def load_architecture(config: ModelConfig) -> PreTrainedModel:
+    """The model without its weights, on torch's device `meta`: to count, or for those who read the weights themselves.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.trust_remote_code)
+
+
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of the architecture, counted without weights.
 
     Raises:
         ModelError: it cannot be found or read.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.trust_remote_code)
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in load_architecture(config).parameters())
 
 
 def max_length(model_config: Any, config: ModelConfig) -> int:

@@ -24,6 +24,11 @@ def resolved(config: DecodeConfig) -> str:
     return "bfloat16" if best_device().type == "cuda" and has_bf16_units() else "float32"
 
 
+def dtype_of(config: DecodeConfig) -> torch.dtype:
+    """What a model is loaded in; for int8, float32, which is quantised then."""
+    return DTYPES.get(resolved(config), torch.float32)
+
+
 def check_dtype(model: PreTrainedModel, config: DecodeConfig) -> None:
     """See that a model which somebody loaded has the weights that were asked for; `auto` takes it as it is.
 
