@@ -526,10 +526,9 @@ def test_peft_is_imported_for_adapters_only(neox, seqtune):
     seqtune(*command(neox, "ia3", "small"))
     code = (
         "import sys\n"
-        "from seqtune.config import DecodeConfig\n"
         "from seqtune.decoding.predictor import Predictor\n"
         "import seqtune.learner, seqtune.procedures.fit, seqtune.procedures.export\n"
-        f"for name in ('base', 'small'):\n    Predictor.load({str(neox)!r} + '/' + name, DecodeConfig())\n"
+        f"for name in ('base', 'small'):\n    Predictor.of_run({str(neox)!r} + '/' + name)\n"
         "    print(name, 'peft' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -86,7 +86,7 @@ def _read(questions: Questions, task: Task) -> tuple[list[Example], list[Rejecte
         examples, rejected = read_examples(questions.data, settings)
         if rejected:
             check_rejected_share(len(rejected), len(examples) + len(rejected), settings.max_rejected, rejected[0])
-    task.rendering.check_columns(list(examples[0].fields))
+    task.rendering.check_columns(list(examples[0].fields), with_target=False)
     inside = [e for e in examples if within_limits(e, settings)]
     return subset(inside, settings.num_examples, settings.split.seed), rejected
 
