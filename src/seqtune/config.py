@@ -15,8 +15,6 @@ from seqtune.errors import ConfigError, did_you_mean
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-
-
 SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
@@ -242,10 +240,7 @@ class Config(Section):
         if method in SOFT_PROMPTS and self.train.batching == "pack":
             raise ValueError(f"adapter.method {method!r} and train.batching 'pack': packed rows would need a soft prompt each")
         if method == "prefix_tuning" and self.train.gradient_checkpointing:
-            raise ValueError(
-                "adapter.method 'prefix_tuning' and train.gradient_checkpointing: it turns off the cache of keys and values, "
-                "in which a prefix stands, so nothing would be trained; set train.gradient_checkpointing to false"
-            )
+            raise ValueError(f"adapter.method {method!r} trains nothing with train.gradient_checkpointing; set that to false")
         if method in SOFT_PROMPTS and self.model.trim_vocabulary:
             raise ValueError(f"adapter.method {method!r} and model.trim_vocabulary: virtual tokens follow the vocabulary")
         if method != "full" and self.model.adapt_vocabulary:

@@ -18,6 +18,7 @@ from seqtune.decoding.predictor import Predictor
 from seqtune.errors import RunError
 from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_merged
+from seqtune.models.loss import check_packing
 from seqtune.procedures.evaluate import answer_and_score, check_packages
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
@@ -93,6 +94,7 @@ def starting_point(config: Config, prepared: Prepared) -> tuple[PreTrainedModel,
         torch.manual_seed(config.train.seed)
         adapter = Adapter.attach(model, config.adapter, prepared.encoder.ids([text])[0] if text else None)
     check_engine(model, config.decode, config.adapter.method)
+    check_packing(model, config.train.batching)
     return model, adapter
 
 

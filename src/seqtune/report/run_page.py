@@ -33,7 +33,7 @@ def run_page(folder: Path) -> str:
         tables.insert(0, ("Other tools on the same items", *rows_table("tool", rows)))
     return render(
         "run.html", title=folder.resolve().name, summary=_summary(metrics, folder, lines), plots=plots, tables=tables,
-        scores=scores_of(metrics).items(), ceiling=metrics.get("gold_ceiling", {}),
+        scores=scores_of(metrics).items(), undefined=metrics.get("undefined", {}), ceiling=metrics.get("gold_ceiling", {}),
         answers=wrong_answers(predictions, folder / "task.yaml", MAX_ERRORS, MAX_PICTURES),
     )  # fmt: skip
 
