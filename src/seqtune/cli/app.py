@@ -85,14 +85,23 @@ def run_app(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        # safetensors and polars wrap the operating system's error in types of their own, or leave out its number
-        number, file = getattr(error, "errno", None), getattr(error, "filename", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            return complain(_DISK_FULL.format(f" while writing {file!r}" if file else ""))
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
-            return complain(f"{os.strerror(number)}: {file!r}")
-        raise
+        text = _file_error(error)
+        if text is None:  # a mistake of our own
+            raise
+        return complain(text)
     return DONE
+
+
+def _file_error(error: Exception) -> str | None:
+    """What to tell the user if the operating system refused to read or write a file; `None` for any other error."""
+    number, file, text = getattr(error, "errno", None), getattr(error, "filename", None), str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+        return _DISK_FULL.format(f" while writing {str(file)!r}" if file else "")
+    if number and file:
+        return f"{os.strerror(number)}: {str(file)!r}"
+    # errors of polars and safetensors come from Rust, without a number and a file name; their text says both
+    kinds = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+    return text if isinstance(error, kinds) or "(os error " in text else None
 
 
 def complain(text: str) -> int:

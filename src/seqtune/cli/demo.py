@@ -43,7 +43,7 @@ def demo(
     _say(f"{sides}; {shared} test molecules share an InChIKey first block with training")
     for finding in findings(prepared):
         _say(f"{finding.level}: {finding.text}")
-    shown = procedure.run(config)
+    shown = procedure.run(config, overwrite=overwrite)
     seconds = time.monotonic() - began
     if as_json:
         result = {"run": str(shown.fitted.folder), "base": shown.base_metrics, "fine_tuned": shown.fitted.metrics}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from seqtune import plugins
+from seqtune import plugins, runs
 from seqtune.config import Config, DataConfig, FormatConfig, read_yaml_mapping, validate
 from seqtune.data.templates import Template
 
@@ -57,7 +57,7 @@ class Task:
 
     def save(self, path: Path) -> None:
         """Write `task.yaml`, which `load` and the config key `task` read back."""
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        runs.write_text(path, yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
 
     @property
     def pack(self) -> plugins.TaskPlugin | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from seqtune import progress, runs
+from seqtune import folders, progress, runs
 from seqtune.config import Config, TrainConfig
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
@@ -59,7 +58,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     quiet = quiet or not process.is_main_process
     say = _speaker(quiet)
     if process.is_main_process:
-        runs.check_free(folder, resume=resume, overwrite=overwrite)
+        runs.check_free(config, folder, resume=resume, overwrite=overwrite)
     check_trackers(config.train)
     prepared = prepare(config)
     check_packages(prepared.task, config.decode)
@@ -67,10 +66,12 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     for note in prepared.notes:
         say(note)
     continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
+    if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
+        say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}")
     if runs.is_complete(folder):
         say(f"{folder} is complete already")
         metrics = folder / "metrics.json"
-        return Fitted(folder, {"reason": "complete"}, json.loads(metrics.read_text()) if metrics.exists() else None)
+        return Fitted(folder, {"reason": "complete"}, runs.read_json(metrics) if metrics.exists() else None)
     if prepared.rejected:
         say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl")
     trainer = _trainer(config, prepared, model, folder)
@@ -123,7 +124,7 @@ def _trainer(config: Config, prepared: Prepared, model: PreTrainedModel, folder:
     validate = Validator(prepared, config) if prepared.examples["validation"] else None
     trainer = Trainer(model, prepared.encoded, training_settings(config, prepared, num_parameters), folder, validate)
     if trainer.is_main:
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        runs.write_text(folder / "config.yaml", config.to_yaml())
         facts = {"device": str(trainer.accelerator.device), "num_parameters": num_parameters}
         runs.write_json(folder / "environment.json", runs.environment(config.train.seed) | facts)
         runs.write_json(folder / "data.json", prepared.report())
@@ -172,6 +173,6 @@ def _finish(
         predictor = Predictor.of_run(str(folder))
         metrics = answer_and_score(predictor, prepared.examples["test"], prepared.examples["train"], folder, quiet=quiet)
     text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    runs.write_text(folder / "README.md", text)
     runs.finish(folder)
     return metrics

@@ -25,7 +25,8 @@ class Validator:
 
     Args:
         prepared: its validation rows are drawn from.
-        config: `train.validate_*` and `decode` limits.
+        config: `train.validate_*`, and `decode.token_budget` for the memory. Nothing else of `decode` is used: how the run's
+            answers are searched for must not decide which weights are the best.
     """
 
     def __init__(self, prepared: Prepared, config: Config):
@@ -35,7 +36,7 @@ class Validator:
         self.tokenizer = prepared.encoder.tokenizer
         self.task = prepared.task
         self.max_seconds = config.train.validate_max_seconds
-        self.decode = DecodeConfig(max_new_tokens=config.decode.max_new_tokens, token_budget=config.decode.token_budget)
+        self.decode = DecodeConfig(token_budget=config.decode.token_budget)
 
     def __call__(self, model: PreTrainedModel, num_items: int | None) -> dict[str, float]:
         """Metrics on the first `num_items` rows (`None`: all), with the number of rows that were scored."""

@@ -76,7 +76,7 @@ def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome
     folder = Path(study.out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "study.yaml"
-    settings.write_text(yaml.safe_dump(study.model_dump(), sort_keys=False), encoding="utf-8")
+    runs.write_text(settings, yaml.safe_dump(study.model_dump(), sort_keys=False))
     points = plan(study)
     if not quiet:
         for line in shared_prefixes(points):

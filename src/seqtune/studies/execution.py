@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from threading import Event
 from typing import Any, Protocol
 
-from seqtune import runs
+from seqtune import folders, runs
 from seqtune.config import load_config
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError, SeqtuneError
@@ -21,7 +21,7 @@ from seqtune.studies.processes import Process, check, locked, visible_gpus
 
 FACTS = "study.json"
 DECODE = "decode.json"  # the settings that an evaluation was decoded with
-OWN_SCORES = ("metrics.json", "predictions.jsonl", "task.yaml")
+OWN_SCORES = ("metrics.json", runs.PREDICTIONS, "task.yaml")
 Failure = dict[str, str]
 
 
@@ -143,10 +143,10 @@ def describe_failure(point: Point, error: Exception) -> Failure:
 def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
     """Begin a training or go on with it; its cost is that of all parts together."""
     settings = point.run.with_suffix(".yaml")
-    settings.write_text(point.config.to_yaml(), encoding="utf-8")
+    runs.write_text(settings, point.config.to_yaml())
     file = training_facts(point.run)
     begun = point.run.exists()
-    noted = json.loads(file.read_text(encoding="utf-8")) if begun and file.exists() else {}
+    noted = runs.read_json(file) if begun and file.exists() else {}
     spent = noted.get("wall_seconds") if begun else 0.0
     cost = {
         "wall_seconds": None,  # unknown, if this part is killed
@@ -173,11 +173,11 @@ def _take_over(point: Point, shorter: Sequence[Point]) -> int:
         return 0
     hidden = point.run.with_name(f".{point.run.name}")
     shutil.rmtree(hidden, ignore_errors=True)
-    (hidden / "checkpoints").mkdir(parents=True)
+    folders.create(hidden, runs.RUN)
     shutil.copytree(found, hidden / "checkpoints" / found.name)
     for name in ("log.jsonl", "data.json"):
         shutil.copy(lenders[-1].run / name, hidden / name)
-    (hidden / "config.yaml").write_text(point.config.to_yaml(), encoding="utf-8")
+    runs.write_text(hidden / "config.yaml", point.config.to_yaml())
     hidden.rename(point.run)
     return int(found.name.removeprefix("step-"))
 
@@ -198,7 +198,7 @@ def _keep_own_scores(run: Path) -> None:
 
 def _evaluate(point: Point, process: Process) -> None:
     """Decode the run's own test rows another way."""
-    if not (point.run / "predictions.jsonl").exists():
+    if not (point.run / runs.PREDICTIONS).exists():
         raise RunError("a study scores its points on test rows, and there were none; give data.split.test a share, such as 0.1")
     folder = point.evaluation
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,5 +218,5 @@ def training_facts(run: Path) -> Path:
 def facts(point: Point) -> dict[str, Any]:
     """What the point cost, as far as that was written down: its training, and a decoding of its own."""
     paths = (training_facts(point.run), point.evaluation / FACTS)
-    noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    noted = [runs.read_json(path) for path in paths if path.exists()]
     return {key: value for cost in noted for key, value in cost.items()}

@@ -142,7 +142,7 @@ class Trainer:
             log = self.folder / "log.jsonl"
             lines = log.read_text().splitlines() if log.exists() else []
             kept = [line for line in lines if _step_of(line) <= self.state.step]
-            log.write_text("".join(line + "\n" for line in kept))
+            runs.write_text(log, "".join(line + "\n" for line in kept))
         return checkpoint is not None
 
     def run(self, *, quiet: bool = False) -> Outcome:
