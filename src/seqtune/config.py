@@ -398,11 +398,8 @@ def leaves(section: BaseModel, prefix: str = "") -> dict[str, Any]:
 def weight_settings(config: Config) -> dict[str, Any]:
     """The settings that decide a run's weights, as dotted key -> value: all but `out` and how its answers are searched for.
 
-    `decode.max_new_tokens` is among them, because the validations that choose the weights decode within this limit.
-
     Example:
         >>> [key for key in weight_settings(Config()) if key.startswith(("out", "decode"))]
-        ['decode.max_new_tokens']
+        []
     """
-    search = {f"decode.{name}" for name in DecodeConfig.model_fields} - {"decode.max_new_tokens"}
-    return {key: value for key, value in leaves(config).items() if key != "out" and key not in search}
+    return {key: value for key, value in leaves(config).items() if key != "out" and not key.startswith("decode.")}

@@ -181,10 +181,9 @@ def open_run(config: Config, folder: Path, fingerprint: str, *, resume: bool, ov
         folders.clear(folder, RUN)
         return False
     folders.sweep(folder, RUN)
-    # how answers are searched for decides nothing about the training; only a finished run has been decoded
+    # what only decides how answers are searched for may change until the run is complete, and has its scores
     compared = leaves if is_complete(folder) else weight_settings
-    theirs, ours = compared(load_config(stored)), compared(config)
-    check_unchanged(*({k: v for k, v in side.items() if k != "out"} for side in (theirs, ours)))
+    check_unchanged(*({k: v for k, v in compared(c).items() if k != "out"} for c in (load_config(stored), config)))
     data = folder / "data.json"
     if data.exists() and read_json(data)["fingerprint"] != fingerprint:
         raise RunError("--resume needs the data that the run began with; the table or the tokenizer has changed since")

@@ -87,12 +87,12 @@ def test_a_file_that_has_not_changed_is_read_once(tmp_path, monkeypatch):
     assert naming.file_digest(path) != first
 
 
-def test_the_limit_that_validations_decode_within_decides_weights_and_the_rest_of_decode_does_not():
+def test_how_answers_are_searched_for_decides_no_weights():
     def settings(**changes):
-        return weight_settings(load_config(overrides={f"decode.{k}": v for k, v in changes.items()}))
+        return weight_settings(load_config(overrides=changes))
 
-    assert settings(num_beams=5, num_return=3, engine="native") == settings()
-    assert settings(max_new_tokens=9) != settings()
+    assert settings(**{"decode.num_beams": 5, "decode.num_return": 3, "decode.max_new_tokens": 9}) == settings()
+    assert settings(**{"train.clip": 0.5}) != settings()
 
 
 @pytest.mark.parametrize(
