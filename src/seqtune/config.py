@@ -241,6 +241,11 @@ class Config(Section):
         method = self.adapter.method
         if method in SOFT_PROMPTS and self.train.batching == "pack":
             raise ValueError(f"adapter.method {method!r} and train.batching 'pack': packed rows would need a soft prompt each")
+        if method == "prefix_tuning" and self.train.gradient_checkpointing:
+            raise ValueError(
+                "adapter.method 'prefix_tuning' and train.gradient_checkpointing: it turns off the cache of keys and values, "
+                "in which a prefix stands, so nothing would be trained; set train.gradient_checkpointing to false"
+            )
         if method in SOFT_PROMPTS and self.model.trim_vocabulary:
             raise ValueError(f"adapter.method {method!r} and model.trim_vocabulary: virtual tokens follow the vocabulary")
         if method != "full" and self.model.adapt_vocabulary:

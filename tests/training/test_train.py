@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -17,13 +18,16 @@ import torch
 from safetensors.torch import load_file
 from scipy.optimize import linprog
 from torch import nn
+from transformers import MistralConfig, MistralForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 import seqtune.procedures.fit
 import seqtune.training.loop
 import seqtune.training.optim
-from conftest import pairs, write_csv
-from seqtune.config import ModelConfig, TrainConfig, load_config
-from seqtune.errors import RunError
+from conftest import build_model, pairs, write_csv
+from seqtune.config import AdapterConfig, ModelConfig, TrainConfig, load_config
+from seqtune.errors import ConfigError, RunError
+from seqtune.models.adapter_methods import attach
 from seqtune.models.loading import load_model, load_tokenizer
 from seqtune.procedures.fit import fit
 from seqtune.records import Encoded, Prompt
@@ -274,6 +278,40 @@ def test_loss_that_explodes_is_an_error(llama_folder, tmp_path):
         train(llama_folder, tmp_path / "run", learning_rate=1e30, clip=None, epochs=10, batch_size=2)
 
 
+def test_a_parameter_without_a_gradient_is_an_error(llama_folder, tmp_path):
+    """Tokens that the rows do not hold have a gradient of zeros, which is one."""
+    model = load_model(ModelConfig(name=str(llama_folder)), 0)
+    model.forgotten = nn.Parameter(torch.zeros(3))
+    trainer = Trainer(model, encoded_rows(llama_folder), TrainConfig(batch_size=4), tmp_path)
+    with pytest.raises(
+        RunError, match="1 of the parameters to train get no gradient and would stay as they are: forgotten; set"
+    ):
+        trainer.run(quiet=True)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_prefix_under_gradient_checkpointing_is_refused(llama_folder, tmp_path):
+    """There nothing would be trained: refused in the settings, and by the loop, whoever calls it."""
+    keys = {"adapter.method": "prefix_tuning", "train.gradient_checkpointing": True}
+    with pytest.raises(ConfigError, match="'prefix_tuning' and train.gradient_checkpointing: it turns off the cache"):
+        load_config(overrides=keys)
+    model = load_model(ModelConfig(name=str(llama_folder)), 0)
+    attach(model, AdapterConfig(method="prefix_tuning", num_virtual_tokens=2))
+    virtual = np.arange(2, dtype=np.int32) + model.config.vocab_size
+    rows = [Encoded(np.concatenate([virtual, r.input_ids]), r.loss_start + 2) for r in encoded_rows(llama_folder)]
+    config = TrainConfig(batch_size=4, optimizer="adamw", gradient_checkpointing=True)
+    with pytest.raises(RunError, match="get no gradient"):
+        Trainer(model, rows, config, tmp_path).run(quiet=True)
+
+
+def test_packing_is_refused_where_rows_would_be_read_otherwise(tmp_path):
+    settings = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = MistralForCausalLM(MistralConfig(vocab_size=300, num_key_value_heads=4, sliding_window=8, **settings))
+    rows = [Encoded(np.arange(5, 15, dtype=np.int32), 2)] * 8
+    with pytest.raises(ConfigError, match="'pack' does not fit this MistralForCausalLM: .*; use 'bucket'"):
+        Trainer(model, rows, TrainConfig(batching="pack"), tmp_path)
+
+
 def test_muon_equals_torchs_muon(monkeypatch):
     """Reference: torch.optim.Muon, which takes Jordan's polynomial five times and iterates in bf16; hence the tolerance."""
     monkeypatch.setattr(seqtune.training.optim, "POLYNOMIALS", [(3.4445, -4.7750, 2.0315)] * 5)
@@ -288,6 +326,32 @@ def test_muon_equals_torchs_muon(monkeypatch):
         a.step()
         b.step()
     assert ((ours - theirs).norm() / (ours - start).norm()).item() < 0.02
+
+
+def test_muon_takes_gpt2s_conv1d_for_the_linear_layers_that_they_are():
+    """Reference: the same GPT-2 with nn.Linear, whose weights are [outputs, inputs]; those of Conv1D are [inputs, outputs]."""
+    conv1d = build_model("gpt2", 300).double()  # the bias of the keys has no gradient but rounding errors, which Adam blows up
+    linear = copy.deepcopy(conv1d)
+    for name, module in list(linear.named_modules()):
+        if isinstance(module, Conv1D):
+            layer = nn.Linear(*module.weight.shape, dtype=torch.float64)
+            layer.weight.data, layer.bias.data = module.weight.data.T.contiguous(), module.bias.data
+            parent, _, child = name.rpartition(".")
+            setattr(linear.get_submodule(parent), child, layer)
+    ids = torch.arange(5, 45).view(2, 20)
+    for model in (conv1d, linear):
+        optimizers = build_optimizers(model, TrainConfig(optimizer="muon", learning_rate=1e-3))
+        for _ in range(3):
+            model(input_ids=ids, labels=ids).loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    turned = {f"{name}.weight" for name, module in conv1d.named_modules() if isinstance(module, Conv1D)}
+    assert len(turned) == 8
+    expected = dict(linear.named_parameters())
+    for name, parameter in conv1d.named_parameters():
+        found = parameter.detach().T if name in turned else parameter.detach()
+        torch.testing.assert_close(found, expected[name].detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_orthogonalize_brings_singular_values_near_one():
@@ -316,11 +380,11 @@ def test_the_mean_of_weights_looks_back_over_its_window():
     """Reference: the mean written out as a sum of weighted weights."""
     weights = torch.randn(50, 3, dtype=torch.float64)
     parameter = nn.Parameter(weights[0].clone())
-    average = WeightAverage([parameter], lr=0.2)
+    average = WeightAverage([parameter], window=0.2)
     shares = []
     for step, value in enumerate(weights, 1):
         parameter.data.copy_(value)
-        average.step()
+        average.update()
         taken = 1 / (1 + 0.2 * step)
         shares = [share * (1 - taken) for share in shares] + [taken if step > 1 else 1.0]
     expected = (torch.tensor(shares, dtype=torch.float64)[:, None] * weights).sum(0)

@@ -1,12 +1,13 @@
 """Checkpoints: safetensors and JSON, complete or absent, never half-written.
 
-A checkpoint is written to a hidden folder and renamed, so a kill at any moment leaves the previous
-one. Training draws all randomness from (seed, step), so no generator state needs saving.
+A checkpoint is written to a hidden folder, brought to the disk and renamed, so a kill or a power failure at any moment leaves
+the previous one. Training draws all randomness from (seed, step), so no generator state needs saving.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from seqtune.errors import RunError
+from seqtune.training.optim import WeightAverage
+
+MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"
 
 
 @dataclass(slots=True)
@@ -26,13 +31,16 @@ class TrainState:
 
     Attributes:
         step: optimizer steps done.
-        seconds: training time used so far.
+        seconds: training time used so far, over all resumptions.
         num_tokens: real tokens read so far.
         best: the best validation's metrics, `None` before the first.
         best_step: step of that validation.
         num_worse: validations since then.
         validation_size: rows per validation (it shrinks once if a validation takes too long).
-        unlogged: losses and tokens since the last log line.
+        validated_step: step of the last validation; 0 before the first.
+        validated_seconds: training time at its end.
+        validation_seconds: how long it took.
+        unlogged: losses and number of the steps since the last log line.
     """
 
     step: int = 0
@@ -42,41 +50,84 @@ class TrainState:
     best_step: int = 0
     num_worse: int = 0
     validation_size: int | None = None
+    validated_step: int = 0
+    validated_seconds: float = 0.0
+    validation_seconds: float = 0.0
     unlogged: dict[str, float] = field(default_factory=dict)
 
 
-def save(folder: Path, model: nn.Module, optimizers: Sequence[Any], state: TrainState) -> None:
+def save(folder: Path, model: nn.Module, optimizers: Sequence[Any], average: WeightAverage | None, state: TrainState) -> None:
     """Write `folder/step-N` and then drop older checkpoints and best weights that are no longer the best."""
     hidden = folder / ".writing"
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
-    save_weights(model, hidden / "model.safetensors")
-    save_file(_optimizer_tensors(optimizers), hidden / "optimizer.safetensors")
-    (hidden / "state.json").write_text(json.dumps(asdict(state)))
+    save_file(_trained(model), hidden / MODEL)
+    save_file(_optimizer_tensors(optimizers), hidden / OPTIMIZER)
+    if average is not None:
+        save_file({name: t.detach().cpu().contiguous() for name, t in average.tensors().items()}, hidden / AVERAGE)
+    (hidden / STATE).write_text(json.dumps(asdict(state)))
+    for path in (*hidden.iterdir(), hidden):
+        _to_disk(path)
     final = folder / f"step-{state.step:08d}"
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():  # a folder cannot take another's place at once: in between, the old one is found under one zero more
+        aside = folder / f"step-0{state.step:08d}"
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
     hidden.rename(final)
-    keep = {final.name, f"best-{state.best_step:08d}.safetensors"}
+    _to_disk(folder)
+    keep = {final.name, best_path(folder, state.best_step).name}
     for old in folder.iterdir():
         if old.name not in keep:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, would outlive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that training changes, shared ones once."""
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the parameters that training changes, shared ones once."""
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    """Write the parameters that training changes, all or nothing."""
     hidden = path.with_name("." + path.name)
-    save_file(tensors, hidden)
+    save_file(_trained(model), hidden)
+    _to_disk(hidden)
     hidden.replace(path)
+    _to_disk(path.parent)
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Read what `save_weights` wrote into the same architecture."""
-    tensors = load_file(path)
+    """Read what `save_weights` wrote into the same architecture.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    tensors = _read(path)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.copy_(tensors[name])
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{str(path)!r} is damaged ({error}); put it back from a copy, or start again with --overwrite or another --out"
+    )
 
 
 def best_path(folder: Path, step: int) -> Path:
@@ -84,21 +135,45 @@ def best_path(folder: Path, step: int) -> Path:
     return folder / f"best-{step:08d}.safetensors"
 
 
-def load(checkpoint: Path, model: nn.Module, optimizers: Sequence[Any]) -> TrainState:
+def load(
+    checkpoint: Path, model: nn.Module, optimizers: Sequence[Any], average: WeightAverage | None, total_steps: int
+) -> TrainState:
     """Restore weights, optimizer and state.
 
+    Args:
+        checkpoint: a folder that `save` wrote.
+        model: receives the weights.
+        optimizers: receive their state.
+        average: receives its state.
+        total_steps: what the training plans.
+
     Raises:
-        RunError: the checkpoint does not fit this model and optimizer.
+        RunError: the checkpoint is damaged, does not fit this model and optimizer, or lies beyond the plan.
     """
     try:
-        load_weights(model, checkpoint / "model.safetensors")
-        _restore(optimizers, load_file(checkpoint / "optimizer.safetensors"))
-        return TrainState(**json.loads((checkpoint / "state.json").read_text()))
+        state = _read_state(checkpoint / STATE)
+        if state.step > total_steps:
+            raise RunError(
+                f"the checkpoint {str(checkpoint)!r} is of step {state.step}, but this training has {total_steps} steps; "
+                "train longer (train.epochs, train.max_steps), or start again with --overwrite or another --out"
+            )
+        load_weights(model, checkpoint / MODEL)
+        _restore(optimizers, _read(checkpoint / OPTIMIZER))
+        if average is not None:
+            average.restore(_read(checkpoint / AVERAGE))
     except (KeyError, RuntimeError, TypeError, ValueError, OSError) as error:
         raise RunError(
             f"the checkpoint {str(checkpoint)!r} does not fit this model and optimizer ({error}); "
             "start again with --overwrite or another --out"
         ) from None
+    return state
+
+
+def _read_state(path: Path) -> TrainState:
+    try:
+        return TrainState(**json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from None
 
 
 def _optimizer_tensors(optimizers: Sequence[Any]) -> dict[str, torch.Tensor]:

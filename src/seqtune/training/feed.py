@@ -22,13 +22,11 @@ class Step:
     """One optimizer step's input in one process.
 
     Attributes:
-        epoch: 0-based.
         batches: this process's share of each batch, with the weight of its loss: 0 where the batch had no row for it.
         num_tokens: real tokens of the step in all processes.
         num_loss_tokens: those that carry loss.
     """
 
-    epoch: int
     batches: list[tuple[Batch, float]]
     num_tokens: int
     num_loss_tokens: int
@@ -66,14 +64,14 @@ class Feed:
         """Steps after the first `done` ones."""
         waiting: deque[Future[Step]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
-            for epoch, batches in self.plan.steps_from(done):
-                waiting.append(pool.submit(self._step, epoch, batches))
+            for _, batches in self.plan.steps_from(done):
+                waiting.append(pool.submit(self._step, batches))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
-    def _step(self, epoch: int, batches: list[np.ndarray]) -> Step:
+    def _step(self, batches: list[np.ndarray]) -> Step:
         # every process takes every n-th row; one that gets none reads a row for nothing, to keep in step with the others
         collated = []
         for batch in batches:
@@ -83,7 +81,7 @@ class Feed:
             ]
         lengths = [int(self.plan.lengths[batch].sum()) for batch in batches]
         num_loss_tokens = sum(self.rows[i].num_loss_tokens for batch in batches for i in batch)
-        return Step(epoch, collated, sum(lengths), num_loss_tokens)
+        return Step(collated, sum(lengths), num_loss_tokens)
 
     def _parts(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         """Cut what would hold many activations at once; gradients add up, so the step stays the same."""

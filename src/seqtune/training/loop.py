@@ -6,19 +6,18 @@ divided by the loss tokens of the whole step, and randomness is drawn from (seed
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from seqtune import progress, runs
@@ -30,11 +29,12 @@ from seqtune.tokens.batching import StepPlan
 from seqtune.training import checkpoints, defaults
 from seqtune.training.checkpoints import TrainState
 from seqtune.training.feed import Feed, Step, part_tokens
+from seqtune.training.interruption import Interrupted, Interruption
 from seqtune.training.optim import WeightAverage, build_optimizers, learning_rate_factor, set_learning_rates
-from seqtune.training.processes import autocast, make_accelerator, no_sync
+from seqtune.training.processes import Agreement, autocast, make_accelerator, no_sync
+from seqtune.training.schedule import Schedule
 
 LOG_EVERY = 10  # steps between lines of log.jsonl
-NUM_VALIDATIONS = 10  # by default, over the whole training
 
 # (model, number of items) -> metrics; the first metric that differs decides which weights are best
 Validate = Callable[[PreTrainedModel, int | None], dict[str, float]]
@@ -80,31 +80,32 @@ class Trainer:
         self.folder = folder
         self.validate = validate
         self.plan = StepPlan(lengths, config)
+        self.schedule = Schedule(config, self.plan.total_steps)
+        self.accelerator = make_accelerator(config, folder)
+        self.agreement = Agreement(self.accelerator.num_processes)
+        device = self.accelerator.device
+        self.model = model.to(device)
         if config.batching == "pack" and not can_pack(model):
             raise ConfigError(
-                f"train.batching = 'pack' does not fit {type(model).__name__}, which takes no positions of ours; use 'bucket'"
+                f"train.batching = 'pack' does not fit this {type(model).__name__}: it would not read a row among others as it "
+                "reads the row alone; use 'bucket'"
             )
-        self.accelerator = make_accelerator(config, folder)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if config.compile:
             compile_backbone(model)
-        self.model = model.to(self.accelerator.device)
         self.loss = self.accelerator.prepare(TargetLoss(self.model))
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        optimizers = build_optimizers(self.model, config)
-        self.average = next((o for o in optimizers if isinstance(o, WeightAverage)), None)
-        self.optimizers = [self.accelerator.prepare(o) for o in optimizers]
+        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config)]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.average = WeightAverage(trained, config.average) if config.average else None
         self.state = TrainState()
-        device = self.accelerator.device
         on_gpu = device.type == "cuda"
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        part = None if on_gpu else part_tokens(self.num_parameters, trained)
+        part = None if on_gpu else part_tokens(self.num_parameters, sum(p.numel() for p in trained))
         self.feed = Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, part, on_gpu)
+        self.interruption = Interruption()
         self._losses: list[torch.Tensor] = []
-        self._validated = -1
-        self.validate_every = config.validate_every or max(1, math.ceil(self.plan.total_steps / NUM_VALIDATIONS))
-        self._interrupted = False
+        self._gradients_checked = self._interrupted = False
 
     def describe(self) -> str:
         """The resolved settings in one line, so that no default is silent."""
@@ -134,63 +135,83 @@ class Trainer:
         return self.accelerator.is_main_process
 
     def restore(self) -> bool:
-        """Continue from the latest checkpoint, if there is one; drop log lines written after it."""
-        checkpoint = runs.latest_checkpoint(self.folder / "checkpoints")
-        if checkpoint is not None:
-            self.state = checkpoints.load(checkpoint, self.model, self.optimizers)
+        """Continue from the latest checkpoint, if there is one; drop log lines written after it.
+
+        Raises:
+            RunError: it is damaged, does not fit, or is not there for every process.
+        """
+        folder = self.folder / "checkpoints"
+        found = runs.latest_checkpoint(folder)
+        name: str = self.agreement.from_main(found.name if found else "")
+        checkpoint = folder / name
+        if any(self.agreement.largest(name != "" and not checkpoint.is_dir())):
+            raise RunError(
+                f"the checkpoint {str(checkpoint)!r} is not there for every process; put the run folder on a disk that all "
+                "machines share, or resume on the machine of the first process alone"
+            )
+        if name:
+            self.state = checkpoints.load(checkpoint, self.model, self.optimizers, self.average, self.plan.total_steps)
         if self.is_main:
             log = self.folder / "log.jsonl"
             lines = log.read_text().splitlines() if log.exists() else []
             kept = [line for line in lines if _step_of(line) <= self.state.step]
             runs.write_text(log, "".join(line + "\n" for line in kept))
-        return checkpoint is not None
+        return name != ""
 
     def run(self, *, quiet: bool = False) -> Outcome:
-        """Train to the end of the plan.
+        """Train until there is a reason to stop, then keep what was reached.
 
         Raises:
-            RunError: the loss is not finite.
+            RunError: the loss is not finite, or a parameter gets no gradient.
         """
-        total = self.plan.total_steps
-        reason, epoch = "finished", 0
-        on_cpu = self.accelerator.device.type == "cpu"
-        started = time.monotonic() - self.state.seconds
-        saved = time.monotonic()
+        self._started = time.monotonic() - self.state.seconds
+        self._saved_step, self._saved_seconds = self.state.step, self.state.seconds
         self.loss.train()
-        with progress.show("train", 1.0, enabled=self.is_main and not quiet) as tick, self._catch_interrupt():
-            for step in self.feed.steps_from(self.state.step):
-                share = self._progress(started)
-                if share >= 1:
-                    reason = "max_minutes"
-                    break
-                if self._has_stalled():
-                    reason = "early_stopping"
-                    break
-                epoch = step.epoch
-                self._step(step, share)
-                self.state.seconds = time.monotonic() - started
-                last = self.state.step == total
-                if last or on_cpu or self.state.step % LOG_EVERY == 0:
-                    self._settle()
-                    tick(share, self._remark(share))
-                if last or self.state.step % LOG_EVERY == 0:
-                    self._log(epoch)
-                if last or self.state.step % self.validate_every == 0:
-                    self._validate(quiet)
-                if self._interrupted:
-                    reason = "interrupted"
-                    break
-                if self._checkpoint_due(saved) and not last:
-                    self.checkpoint()
-                    saved = time.monotonic()
-        if reason == "max_minutes":
-            self._log(epoch)
-            self._validate(quiet)
-        self.checkpoint()
+        with progress.show("train", 1.0, enabled=self.is_main and not quiet) as tick, self.interruption:
+            steps = self.feed.steps_from(self.state.step)
+            self._agree()
+            self._see_to_what_is_due(quiet)  # a validation, if the training was interrupted when it was due
+            while (reason := self.should_stop()) is None:
+                self._step(next(steps))
+                self._agree()
+                self._show(tick)
+                self._see_to_what_is_due(quiet)
+            if reason != "interrupted":
+                self._log()
+                self._validate(quiet)
+            self.checkpoint()
+            self._agree()
         if self.average:
             self.average.exchange()
         self._end()
-        return Outcome(self.state, total, reason)
+        return Outcome(self.state, self.plan.total_steps, "interrupted" if self._interrupted else reason)
+
+    def _agree(self) -> None:
+        """Take note of the time and of interruptions, alike in all processes: one small exchange a step."""
+        seconds, interrupted = self.agreement.largest(time.monotonic() - self._started, self.interruption.noted)
+        self.state.seconds, self._interrupted = seconds, bool(interrupted)
+        if interrupted:
+            self.interruption.note()
+
+    def should_stop(self) -> str | None:
+        """Why the training ends here, the same in all processes; `None` if it goes on."""
+        state, patience = self.state, self.config.early_stopping
+        if self._interrupted:
+            return "interrupted"
+        if state.step >= self.plan.total_steps:
+            return "finished"
+        if self.schedule.progress(state.step, state.seconds) >= 1:
+            return "max_minutes"
+        return "early_stopping" if patience is not None and state.num_worse >= patience else None
+
+    def _see_to_what_is_due(self, quiet: bool) -> None:
+        """Log, validate and save where the schedule says so; an interrupted training saves at once and does the rest later."""
+        if self.state.step % LOG_EVERY == 0:
+            self._log()
+        if not self._interrupted and self.schedule.validation_due(self.state):
+            self._validate(quiet)
+        if not self._interrupted and self.schedule.checkpoint_due(self.state, self._saved_step, self._saved_seconds):
+            self.checkpoint()
 
     def _end(self) -> None:
         """Close trackers and the process group."""
@@ -223,28 +244,14 @@ class Trainer:
         """Write a resumable checkpoint (main process only)."""
         self._settle()
         if self.is_main:
-            checkpoints.save(self.folder / "checkpoints", self.model, self.optimizers, self.state)
-        self.accelerator.wait_for_everyone()
+            checkpoints.save(self.folder / "checkpoints", self.model, self.optimizers, self.average, self.state)
+        self.agreement.wait()
+        self._saved_step, self._saved_seconds = self.state.step, self.state.seconds
 
-    def _progress(self, started: float) -> float:
-        """Share of the training that is done: by steps, or by time where that is further."""
-        by_steps = (self.state.step + 0.5) / self.plan.total_steps
-        if self.config.max_minutes is None:
-            return by_steps
-        by_time = (time.monotonic() - started) / (60 * self.config.max_minutes)
-        return self._agree(max(by_steps, by_time))
-
-    def _agree(self, value: Any) -> Any:
-        """The main process's value, everywhere."""
-        if self.accelerator.num_processes == 1:
-            return value
-        box = [value]
-        broadcast_object_list(box)
-        return box[0]
-
-    def _step(self, step: Step, share: float) -> None:
+    def _step(self, step: Step) -> None:
         device = self.accelerator.device
-        set_learning_rates(self.optimizers, learning_rate_factor(share, self.config))
+        factor = learning_rate_factor(self.schedule.progress(self.state.step + 0.5, self.state.seconds), self.config)
+        set_learning_rates(self.optimizers, factor)
         width = self.accelerator.num_processes
         torch.manual_seed((self.config.seed * 1_000_003 + self.state.step) * width + self.accelerator.process_index)
         total = torch.zeros((), device=device)
@@ -255,17 +262,30 @@ class Trainer:
                 # data parallelism averages gradients over processes; the sum is wanted
                 self.accelerator.backward(loss * (width / step.num_loss_tokens))
             total += loss.detach()
+        if not self._gradients_checked:
+            self._check_gradients()
         if self.config.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        if self.average:
+            self.average.update(factor)
         self.state.step += 1
         self.state.num_tokens += step.num_tokens
         self._losses.append(self.accelerator.reduce(total, "sum") / step.num_loss_tokens)  # type: ignore[operator]
-        pending = self.state.unlogged
-        for key, value in (("steps", 1), ("tokens", step.num_tokens)):
-            pending[key] = pending.get(key, 0.0) + value
+        self.state.unlogged["steps"] = self.state.unlogged.get("steps", 0.0) + 1
+
+    def _check_gradients(self) -> None:
+        """Refuse to train on if a parameter that is to be trained takes no part in the loss; tokens unseen have zeros."""
+        missing = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        if missing:
+            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise RunError(
+                f"{len(missing)} of the parameters to train get no gradient and would stay as they are: {names}; "
+                "set train.gradient_checkpointing to false if it is on, or name the others with adapter.method 'layers'"
+            )
+        self._gradients_checked = True
 
     def _settle(self) -> None:
         """Fetch the losses of the steps since the last time; on a GPU that waits for them, so it is not done at every step."""
@@ -278,14 +298,15 @@ class Trainer:
             self.state.unlogged["loss"] = self.state.unlogged.get("loss", 0.0) + loss
         self._losses = []
 
-    def _log(self, epoch: int) -> None:
+    def _log(self) -> None:
         self._settle()
         pending = self.state.unlogged
         if not pending:
             return
+        ends = itertools.accumulate(self.plan.epoch_steps)
         line = {
             "step": self.state.step,
-            "epoch": epoch,
+            "epoch": next(epoch for epoch, end in enumerate(ends) if self.state.step <= end),
             "loss": pending["loss"] / pending["steps"],
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "num_tokens": self.state.num_tokens,
@@ -302,34 +323,44 @@ class Trainer:
         values |= {f"validation/{k}": v for k, v in line.get("validation", {}).items()}
         self.accelerator.log(values, step=line["step"])
 
-    def _remark(self, share: float) -> str:
+    def _show(self, tick: progress.Tick) -> None:
+        """Progress for people; on a GPU not at every step, as it waits for the loss."""
         state = self.state
-        loss = state.unlogged.get("loss", 0.0) / state.unlogged["steps"] if state.unlogged else float("nan")
-        left = state.seconds * (1 - share) / max(share, 1e-9)
-        shown = f"step {state.step} · " + (f"loss {loss:.3f} · " if state.unlogged else "")
-        return f"{shown}{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s · {progress.remaining(left)} left"
-
-    def _has_stalled(self) -> bool:
-        """True if early stopping is on and the last validations brought no gain."""
-        return self.config.early_stopping is not None and self.state.num_worse >= self.config.early_stopping
+        on_cpu = self.accelerator.device.type == "cpu"
+        if not on_cpu and state.step % LOG_EVERY and state.step < self.plan.total_steps:
+            return
+        self._settle()
+        done = self.schedule.progress(state.step, state.seconds)
+        loss = state.unlogged["loss"] / state.unlogged["steps"]
+        speed = f"{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
+        left = progress.remaining(state.seconds * (1 - done) / done)
+        tick(done, f"step {state.step} · loss {loss:.3f} · {speed} · {left} left")
 
     def _validate(self, quiet: bool) -> None:
         """Score the weights, or their mean, unless that was done at this step, and keep them if they are the best."""
-        if self.validate is None or self._validated == self.state.step:
+        state = self.state
+        if self.validate is None or state.validated_step == state.step:
             return
-        self._validated = self.state.step
+        before = state.seconds
         with self._averaged():
-            self._score(self.validate, quiet)
+            done = self._score(self.validate, quiet)
+        self._agree()
+        if done:
+            state.validated_step, state.validated_seconds = state.step, state.seconds
+            state.validation_seconds = state.seconds - before
 
-    def _score(self, validate: Validate, quiet: bool) -> None:
+    def _score(self, validate: Validate, quiet: bool) -> bool:
+        """True unless a signal came in between."""
         state = self.state
         metrics = None
         if self.is_main:
             self.model.eval()
-            metrics = validate(self.model, state.validation_size)
+            with suppress(Interrupted), self.interruption.leaving():
+                metrics = validate(self.model, state.validation_size)
             self.model.train()
-        metrics = self._agree(metrics)
-        assert metrics is not None
+        metrics = self.agreement.from_main(metrics)
+        if metrics is None:
+            return False
         state.validation_size = int(metrics["num_items"])
         self._write({"step": state.step, "seconds": round(state.seconds, 3), "validation": metrics})
         shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items())
@@ -343,29 +374,7 @@ class Trainer:
                 checkpoints.save_weights(self.model, checkpoints.best_path(folder, state.step))
         else:
             state.num_worse += 1
-
-    def _checkpoint_due(self, saved: float) -> bool:
-        if self.config.checkpoint_every:
-            return self.state.step % self.config.checkpoint_every == 0
-        return bool(self._agree(time.monotonic() - saved > 60 * self.config.checkpoint_minutes))
-
-    @contextmanager
-    def _catch_interrupt(self) -> Iterator[None]:
-        """The first Ctrl-C ends the step and writes a checkpoint, the second stops at once."""
-
-        def note(*_: object) -> None:
-            self._interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        try:
-            previous = signal.signal(signal.SIGINT, note)
-        except ValueError:  # not the main thread: nothing to catch
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+        return True
 
 
 def _rank(metrics: dict[str, float]) -> tuple[float, ...]:

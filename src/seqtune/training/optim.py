@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from seqtune import plugins
 from seqtune.config import TrainConfig
@@ -48,20 +49,21 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are stacked and iterated together, which matters for small models.
 
     Args:
-        parameters: two-dimensional parameters.
-        lr: step size; an update is scaled by sqrt(max(1, rows / columns)).
+        parameters: two-dimensional parameters, or groups of them; a group with `inputs_first` holds weights [inputs, outputs],
+            as GPT-2's Conv1D has them, in place of nn.Linear's [outputs, inputs].
+        lr: step size; an update is scaled by sqrt(max(1, outputs / inputs)).
         weight_decay: decoupled.
         dtype: what the iteration runs in; bf16 where the hardware has units for it.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ):
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "inputs_first": False})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -74,7 +76,8 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
             for shape, parameters in shapes.items():
-                scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+                inputs, outputs = shape if group["inputs_first"] else reversed(shape)
+                scale = group["lr"] * math.sqrt(max(1.0, outputs / inputs))
                 update = orthogonalize(torch.stack([self._nesterov(p) for p in parameters]), self.dtype)
                 for parameter, direction in zip(parameters, update, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -89,43 +92,68 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(state["momentum"], MUON_MOMENTUM)
 
 
-class WeightAverage(torch.optim.Optimizer):
-    """A running mean of the weights, which steps last and moves none of them; validations and the final model use it.
+class WeightAverage:
+    """An exponential moving average (EMA) of the weights whose horizon grows: the running mean over the last steps.
 
-    It looks back over about `lr` times the steps so far. `lr` follows the schedule: a decayed training ends on its own weights,
-    one that stops early on better ones (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, in running form).
+    It looks back over about `window` times the steps so far, where an EMA of constant decay looks back over a fixed number of
+    steps (polynomial-decay averaging, Shamir and Zhang 2013, https://arxiv.org/abs/1212.1824; why averages help: Izmailov et
+    al. 2018, https://arxiv.org/abs/1803.05407). The window shrinks with the learning rate: a decayed training ends on its own
+    weights, one that stops early on better ones. Validations and the final model use the average.
 
     Args:
         parameters: trained parameters.
-        lr: the window as a share of the steps so far.
+        window: the horizon as a share of the steps so far.
+
+    Example:
+        >>> weight = nn.Parameter(torch.tensor([0.0]))
+        >>> average = WeightAverage([weight], window=1.0)
+        >>> for value in (0.0, 3.0):
+        ...     weight.data.fill_(value)
+        ...     average.update()
+        >>> average.means[0].item()  # the second step counts 1 / (1 + 2)
+        1.0
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, {"lr": lr})
+    def __init__(self, parameters: Iterable[nn.Parameter], window: float):
+        self.parameters = list(parameters)
+        self.window = window
+        self.num_steps = 0
+        self.means = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Take the weights as they are into the mean."""
-        assert closure is None, "a mean takes no closure"
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state |= {"step": 0, "mean": parameter.detach().clone()}
-                state["step"] += 1
-                state["mean"].lerp_(parameter.detach(), 1 / (1 + group["lr"] * state["step"]))
+    def update(self, factor: float = 1.0) -> None:
+        """Take the weights as they are into the mean.
+
+        Args:
+            factor: share of the peak learning rate, by which the window shrinks.
+        """
+        self.num_steps += 1
+        share = 1.0 if self.num_steps == 1 else 1 / (1 + factor * self.window * self.num_steps)
+        for mean, parameter in zip(self.means, self.parameters, strict=True):
+            mean.lerp_(parameter.detach(), share)
 
     @torch.no_grad()
     def exchange(self) -> None:
         """Swap weights and means."""
-        for parameter, state in self.state.items():
+        for mean, parameter in zip(self.means, self.parameters, strict=True):
             weights = parameter.detach().clone()
-            parameter.copy_(state["mean"])
-            state["mean"].copy_(weights)
+            parameter.copy_(mean)
+            mean.copy_(weights)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Its whole state, for a checkpoint."""
+        return {"num_steps": torch.tensor(self.num_steps)} | {str(i): mean for i, mean in enumerate(self.means)}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Continue from what `tensors` gave."""
+        self.num_steps = int(tensors["num_steps"])
+        for i, mean in enumerate(self.means):
+            mean.copy_(tensors[str(i)])
 
 
 def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW alone, or with Muon for hidden matrices and AdamW for embeddings, output layer, norms and biases; then the mean.
+    """AdamW alone, or Muon for hidden matrices and AdamW for embeddings, output layer, norms and biases.
 
     Each group keeps its peak rate in `peak`, from which `set_learning_rates` scales.
 
@@ -136,7 +164,7 @@ def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.
     assert config.learning_rate, "resolved settings have a rate"
     muon = config.optimizer == "muon"
     hidden = _hidden_matrices(model) if muon else []
-    taken = {id(p) for p in hidden}
+    taken = {id(p) for group in hidden for p in group["params"]}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -154,20 +182,24 @@ def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.
     if hidden:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         optimizers.append(Muon(hidden, config.muon_learning_rate, config.weight_decay, dtype))
-    if config.average:
-        optimizers.append(WeightAverage([p for p in model.parameters() if p.requires_grad], config.average))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
 
 
-def _hidden_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Two-dimensional weights of the blocks: not embeddings, not the output layer."""
+def _hidden_matrices(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Muon's groups: two-dimensional weights of the blocks, not embeddings, not the output layer; those of Conv1D apart."""
     outside = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     head = model.get_output_embeddings()
     outside |= {id(p) for p in head.parameters()} if head is not None else set()
-    return [p for p in model.parameters() if p.ndim == 2 and p.requires_grad and id(p) not in outside]
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p.requires_grad and id(p) not in outside]
+    conv1d = {id(m.weight) for m in model.modules() if isinstance(m, Conv1D)}
+    groups = [
+        {"params": [p for p in matrices if id(p) not in conv1d], "inputs_first": False},
+        {"params": [p for p in matrices if id(p) in conv1d], "inputs_first": True},
+    ]
+    return [g for g in groups if g["params"]]
 
 
 def learning_rate_factor(progress: float, config: TrainConfig) -> float:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
+from torch import distributed
 
 from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, did_you_mean
+
+LONGEST_WAIT = timedelta(days=7)
 
 
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
@@ -32,6 +37,41 @@ def process_state() -> PartialState:
     # without a GPU accelerate must be told that several processes share the work, or each trains by itself
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return PartialState(cpu=several and not torch.accelerator.is_available())
+
+
+class Agreement:
+    """What all processes must know alike, exchanged between CPUs.
+
+    A channel of its own (gloo), because that of the GPUs (NCCL) gives up after ten minutes, which a validation or a checkpoint
+    in the main process may take, and because asking a GPU would wait for all the work in its queue.
+
+    Args:
+        num_processes: 1 for a process alone, which agrees with itself.
+    """
+
+    def __init__(self, num_processes: int):
+        self._group: Any = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) if num_processes > 1 else None
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest of each value over the processes."""
+        if self._group is None:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX, self._group)
+        return tensor.tolist()
+
+    def from_main(self, value: Any) -> Any:
+        """The main process's value."""
+        if self._group is None:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0, group=self._group, device=torch.device("cpu"))
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self._group is not None:
+            distributed.barrier(self._group)
 
 
 def check_trackers(config: TrainConfig) -> None:

@@ -1,0 +1,205 @@
+"""Signals: the first ends a training in order, in all its processes; the second at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import build_model
+from seqtune import runs
+from seqtune.config import TrainConfig
+from seqtune.records import Encoded
+from seqtune.training import interruption
+from seqtune.training.interruption import Interrupted, Interruption
+from seqtune.training.loop import Trainer
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(autouse=True)
+def every_signal_counts(monkeypatch):
+    """However soon it follows another one."""
+    monkeypatch.setattr(interruption, "SAME_SECONDS", -1.0)
+
+
+def trainer(folder: Path, validate=None, **settings) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    rows = [Encoded(torch.arange(5 + i % 7, 14 + i % 7).numpy().astype("int32"), 2) for i in range(24)]
+    config = TrainConfig(**{"batch_size": 4, "epochs": 2, "precision": "fp32"} | settings)
+    return Trainer(build_model("llama", 300), rows, config, folder, validate)
+
+
+def signalled(run: Trainer, at: int, *numbers: int) -> Trainer:
+    """Send signals to this process during a step."""
+    step = run._step
+
+    def with_signals(batches):
+        step(batches)
+        if run.state.step == at:
+            for number in numbers:
+                signal.raise_signal(number)
+
+    run._step = with_signals
+    return run
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_writes_a_checkpoint_from_which_training_goes_on(tmp_path, number):
+    whole = trainer(tmp_path / "whole")
+    whole.run(quiet=True)
+    before = signal.getsignal(number)
+    outcome = signalled(trainer(tmp_path / "run"), 5, number).run(quiet=True)
+    assert (outcome.reason, outcome.state.step) == ("interrupted", 5)
+    assert signal.getsignal(number) is before
+    second = trainer(tmp_path / "run")
+    assert second.restore()
+    assert second.state.step == 5
+    assert second.run(quiet=True).reason == "finished"
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_signal_during_the_last_step_is_not_lost(tmp_path):
+    """Else it would be forgotten, and the evaluation after the training would begin."""
+    assert signalled(trainer(tmp_path), 12, signal.SIGINT).run(quiet=True).reason == "interrupted"
+
+
+def test_the_second_signal_stops_at_once_but_not_the_same_one_passed_on(tmp_path, monkeypatch):
+    """torchrun and `timeout` pass on what the terminal has sent already, milliseconds later."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signalled(trainer(tmp_path), 5, signal.SIGINT, signal.SIGINT).run(quiet=True)
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(interruption, "SAME_SECONDS", 0.5)
+    started = time.monotonic()
+    outcome = signalled(trainer(tmp_path), 5, signal.SIGINT, signal.SIGINT, signal.SIGTERM).run(quiet=True)
+    assert outcome.reason == "interrupted"
+    assert time.monotonic() - started > 0.5  # so long the same signal may still come
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored(tmp_path, monkeypatch):
+    """`nohup` starts a process in that way."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signalled(trainer(tmp_path), 5, signal.SIGHUP).run(quiet=True).reason == "finished"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_signal_leaves_a_validation_which_is_made_up_for_after_resuming(tmp_path):
+    """Slurm and Kubernetes kill half a minute after the signal, and a validation may take longer than that."""
+
+    def run(folder: Path, interrupt_at: int) -> list[int]:
+        def validate(model, count):
+            calls.append(current.state.step)
+            if current.state.step == interrupt_at and len(calls) == 1:
+                signal.raise_signal(signal.SIGTERM)
+                pytest.fail("the validation went on")
+            return {"exact_match": float(current.state.step), "num_items": 1.0}
+
+        calls: list[int] = []
+        for _ in range(2):
+            current = trainer(folder, validate, validate_every=4)
+            current.restore()
+            if current.run(quiet=True).reason == "finished":
+                break
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert current.state.best_step == 12
+        return [line["step"] for line in lines if "validation" in line]
+
+    assert run(tmp_path / "whole", 0) == [4, 8, 12]
+    assert run(tmp_path / "broken", 4) == [4, 8, 12]
+
+
+def test_a_signal_raises_only_in_work_that_can_be_left():
+    with Interruption() as noted:
+        with pytest.raises(Interrupted), noted.leaving():
+            signal.raise_signal(signal.SIGINT)
+        assert noted.noted
+        with pytest.raises(Interrupted), noted.leaving():
+            pytest.fail("this began although a signal had come")
+
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+import torch
+from accelerate.state import AcceleratorState
+from conftest import build_model
+from seqtune.config import TrainConfig
+from seqtune.records import Encoded
+from seqtune.training.loop import Trainer
+
+rows = [Encoded(torch.arange(5 + i % 7, 14 + i % 7).numpy().astype("int32"), 2) for i in range(24)]
+for port in sys.argv[1:]:
+    os.environ["MASTER_PORT"] = port
+    folder = Path()
+    run = Trainer(build_model("llama", 300), rows, TrainConfig(batch_size=4, epochs=500, precision="fp32"), folder)
+    found, step = run.restore(), run._step
+    Path(f"ready{run.accelerator.process_index}.{found}").touch()
+    def slow(batches):
+        time.sleep(0.02)
+        step(batches)
+    run._step = slow
+    outcome = run.run(quiet=True)
+    print(outcome.reason, outcome.state.step, float(sum(p.detach().double().sum() for p in run.model.parameters())), flush=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_whenever_the_signals_come(tmp_path):
+    """Ctrl-C 0.3 seconds apart, then, resumed, SIGTERM to one of the two alone: same step, same weights, a checkpoint."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(str(free.getsockname()[1]))
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, *ports], text=True, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+
+    def wait_for_training(resumed: bool) -> None:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob(f"ready*.{resumed}"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+
+    try:
+        wait_for_training(resumed=False)
+        processes[0].send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        processes[1].send_signal(signal.SIGINT)
+        wait_for_training(resumed=True)
+        processes[1].send_signal(signal.SIGTERM)
+        found = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], found
+    ends = [out.splitlines() for out, _ in found]
+    assert ends[0] == ends[1]
+    assert [end.split()[0] for end in ends[0]] == ["interrupted"] * 2
+    first, second = (int(end.split()[1]) for end in ends[0])
+    assert 0 < first < second
+    latest = runs.latest_checkpoint(tmp_path / "checkpoints")
+    assert latest is not None
+    assert latest.name == f"step-{second:08d}"
