@@ -65,7 +65,6 @@ RUN = Kind(
         "base_predictions.jsonl",
         "README.md",
         "report.html",
-        "study.json",
         "evaluations",
         "seqtune",  # TensorBoard's folder
     ),

@@ -21,7 +21,7 @@ from seqtune.studies.processes import Process, check, locked, visible_gpus
 
 FACTS = "study.json"
 DECODE = "decode.json"  # the settings that an evaluation was decoded with
-OWN_SCORES = ("metrics.json", "predictions.jsonl", "task.yaml")
+OWN_SCORES = ("metrics.json", runs.PREDICTIONS, "task.yaml")
 Failure = dict[str, str]
 
 
@@ -146,7 +146,7 @@ def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
     runs.write_text(settings, point.config.to_yaml())
     file = training_facts(point.run)
     begun = point.run.exists()
-    noted = json.loads(file.read_text(encoding="utf-8")) if begun and file.exists() else {}
+    noted = runs.read_json(file) if begun and file.exists() else {}
     spent = noted.get("wall_seconds") if begun else 0.0
     cost = {
         "wall_seconds": None,  # unknown, if this part is killed
@@ -198,7 +198,7 @@ def _keep_own_scores(run: Path) -> None:
 
 def _evaluate(point: Point, process: Process) -> None:
     """Decode the run's own test rows another way."""
-    if not (point.run / "predictions.jsonl").exists():
+    if not (point.run / runs.PREDICTIONS).exists():
         raise RunError("a study scores its points on test rows, and there were none; give data.split.test a share, such as 0.1")
     folder = point.evaluation
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,5 +218,5 @@ def training_facts(run: Path) -> Path:
 def facts(point: Point) -> dict[str, Any]:
     """What the point cost, as far as that was written down: its training, and a decoding of its own."""
     paths = (training_facts(point.run), point.evaluation / FACTS)
-    noted = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    noted = [runs.read_json(path) for path in paths if path.exists()]
     return {key: value for cost in noted for key, value in cost.items()}
