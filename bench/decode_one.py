@@ -38,12 +38,11 @@ if __name__ == "__main__":
     if options.new is None:
         lines = (options.work / "predictions.jsonl").read_text().splitlines()[: options.inputs]
         texts = [json.loads(line)["input"] for line in lines]
-        predictor = Predictor.load(str(options.work), decode)
+        predictor = Predictor.of_run(str(options.work), decode.model_dump())
         limit = predictor.max_new_tokens
     else:
         texts = [smiles for smiles, _ in common.read_pairs(options.work / "pairs.csv")][: options.inputs]
-        predictor = Predictor.load(str(folder), decode)
-        predictor.task = Task("smiles", "iupac", "plain", "{output}", "\n")
+        predictor = Predictor.of_model(str(folder), Task("smiles", "iupac", "plain", "{output}", "\n"), decode)
         limit = options.new
     encoded = predictor._encode([Example(str(i), t, None) for i, t in enumerate(texts)], texts)
     sources = sorted((s for s in encoded if isinstance(s, np.ndarray)), key=len)

@@ -53,10 +53,9 @@ if __name__ == "__main__":
             "train.validate_max_seconds": 600, **RECIPES[options.recipe], **{".".join(key): value for key, value in map(parse_override, options.set)},
         }
     )  # fmt: skip
-    encoder = fit.make_encoder(config)
-    prepared = prepare(config, encoder)
-    model, tokenizer, _ = fit.starting_point(config, encoder, prepared, quiet=True)
-    validator = Validator(tokenizer, prepared, config)
+    prepared = prepare(config)
+    model, _ = fit.starting_point(config, prepared)
+    validator = Validator(prepared, config)
     spent, due, curve = [0.0], [0.0], []
 
     def validate(current: Any, count: int | None) -> dict[str, float]:

@@ -13,7 +13,6 @@ import torch
 import common
 from seqtune.config import load_config, parse_override
 from seqtune.procedures.fit import starting_point
-from seqtune.tokens.encode import make_encoder
 from seqtune.tokens.preparation import prepare
 from seqtune.training import loop
 from seqtune.training.defaults import for_adapter
@@ -36,9 +35,8 @@ if __name__ == "__main__":
             "train.max_steps": options.warm + options.steps, "train.checkpoint_minutes": 1e9, **extra,
         }
     )  # fmt: skip
-    encoder = make_encoder(config)
-    prepared = prepare(config, encoder)
-    model, _, _ = starting_point(config, encoder, prepared, quiet=True)
+    prepared = prepare(config)
+    model, _ = starting_point(config, prepared)
     folder = Path(tempfile.mkdtemp())
     loop.LOG_EVERY = 1
     settings = for_adapter(config.train, config.adapter.method, sum(p.numel() for p in model.parameters()))
@@ -51,6 +49,6 @@ if __name__ == "__main__":
     seconds, tokens = last["seconds"] - first["seconds"], last["num_tokens"] - first["num_tokens"]
     common.report(
         seconds=seconds, tokens=tokens, rows=options.batch * options.steps, peak_mib=common.peak_mib(),
-        flops=6 * common.num_multiplied(model) * tokens, vocabulary=[encoder.vocab_size, model.config.vocab_size],
+        flops=6 * common.num_multiplied(model) * tokens, vocabulary=[prepared.encoder.vocab_size, model.config.vocab_size],
         ceiling_gflops=common.matmul_ceiling(), threads=torch.get_num_threads(), loss=last["loss"],
     )  # fmt: skip

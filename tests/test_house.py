@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,5 +45,23 @@ def test_entering_the_rooms_loads_nothing_heavy():
 
 def test_the_root_holds_the_ground_and_nothing_else():
     modules = {p.stem for p in SOURCE.glob("*.py")}
-    ground = {"records", "errors", "config", "plugins", "progress", "cpus", "runs", "ray_cluster", "rooms"}
+    ground = {"records", "errors", "config", "plugins", "progress", "cpus", "folders", "runs", "ray_cluster", "rooms"}
     assert modules == ground | {"learner", "__init__", "__main__"}
+
+
+def test_the_picture_of_the_house_is_drawn_from_its_imports():
+    script = SOURCE.parents[1] / "docs" / "draw_architecture.py"
+    spec = importlib.util.spec_from_file_location("draw_architecture", script)
+    assert spec is not None
+    assert spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert drawing.PICTURE.read_text(encoding="utf-8") == drawing.draw(), "python docs/draw_architecture.py"
+
+
+def test_the_architecture_page_names_every_room_and_only_files_that_are_there():
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for room in ROOMS:
+        assert f"`{room}/`" in page
+    for path in re.findall(r"`((?:src|tests|docs|examples)/[\w/.]+)`", page):
+        assert (SOURCE.parents[1] / path).exists(), path

@@ -1,4 +1,4 @@
-"""The configuration: YAML -> validated models; every error reported at once, with the way out."""
+"""The configuration: YAML -> validated models; all errors are reported at once, each with what to do about it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ from seqtune.errors import ConfigError, did_you_mean
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-
-
 SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
 class Section(BaseModel):
-    """Settings that refuse what they do not know."""
+    """A group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
 class SplitConfig(Section):
-    """How rows are dealt to training, validation and test."""
+    """How rows are divided into training, validation and test rows."""
 
     method: Literal["hash", "random", "stratified", "grouped", "column"] = Field(
         default="hash",
-        description="hash: by input text, stable when rows are appended; random: exact shares; stratified: by "
-        "input length; grouped: by `key` column; column: `key` column names the split",
+        description="hash: by a hash of the input, unchanged by new rows; random: exact shares; stratified: by input length; "
+        "grouped: rows with the same value in column `key` stay together; column: column `key` names the split",
     )
-    key: str | None = Field(default=None, description="column that holds the group (grouped) or the split name (column)")
+    key: str | None = Field(default=None, description="column that holds the group (grouped) or the name of the split (column)")
     validation: Share = Field(default=0.05, description="share of rows for validation during training")
     test: Share = Field(default=0.1, description="share of rows held out for the final evaluation")
     seed: int = 0
@@ -66,7 +64,7 @@ class DataConfig(Section):
     )
     max_input_characters: PositiveInt | None = Field(default=None, description="leave out rows with longer inputs")
     max_output_characters: PositiveInt | None = Field(default=None, description="leave out rows with longer outputs")
-    max_cell_characters: PositiveInt = Field(default=100_000, description="a longer cell is a broken row")
+    max_cell_characters: PositiveInt = Field(default=100_000, description="a row with a longer cell is rejected")
     max_rejected: Share = Field(default=0.05, description="more than this share of unusable rows is an error")
     split: SplitConfig = Field(default_factory=SplitConfig)
 
@@ -77,7 +75,7 @@ class FormatConfig(Section):
     template: str = Field(default="plain", description="preset `plain` or `paper`, or text with {input} and other columns")
     target: str = Field(default="{output}", description="target text with {output} and other columns")
     separator: str = Field(default="\n", description="between instruction and answer")
-    inversion: Share = Field(default=0.0, description="share of training rows with instruction and answer inverted")
+    inversion: Share = Field(default=0.0, description="share of training rows in which the model writes the instruction")
 
 
 class ModelConfig(Section):
@@ -86,21 +84,21 @@ class ModelConfig(Section):
     name: str = Field(default="builtin:base", description="hub id, folder or builtin:NAME")
     init: Literal["pretrained", "random"] = "pretrained"
     revision: str | None = None
-    trust_remote_code: bool = Field(default=False, description="run code that a hub repository brings; off unless asked")
+    trust_remote_code: bool = Field(default=False, description="run Python code from the model's hub repository")
     trim_vocabulary: bool | None = Field(
         default=None,
-        description="keep only the tokens that the training rows and any text need; default: in full fine-tuning",
+        description="keep only the tokens that the training rows use or that any text may need; default: with method full",
     )
     adapt_vocabulary: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        description="add this many frequent pieces of the training texts to the vocabulary; default: 1,024 where they shorten "
-        "rows by 40% or more (full fine-tuning below 50 M parameters, 5,000 rows or more), else 0",
+        description="add this many frequent pieces of the training texts to the vocabulary; default: 1,024 if they shorten the "
+        "rows by 40% or more (only in full fine-tuning, below 50 M parameters, with 5,000 rows or more), else 0",
     )
     max_length: PositiveInt | None = Field(default=None, description="token limit of prompt + target; default: the model's")
 
 
 class AdapterConfig(Section):
-    """Which parameters are trained: all of them, or few that are added or picked."""
+    """Which parameters are trained: all of them, or a few that are added or selected."""
 
     method: Literal[
         "full", "lora", "qlora", "oft", "ia3", "bottleneck", "prompt_tuning", "p_tuning", "prefix_tuning", "bitfit", "layers",
@@ -115,11 +113,11 @@ class AdapterConfig(Section):
         default=False, description="lora, qlora: scale by alpha / sqrt(rank), https://arxiv.org/abs/2312.03732"
     )
     dora: bool = Field(
-        default=False, description="lora, qlora: magnitude and direction apart, https://arxiv.org/abs/2402.09353"
+        default=False, description="lora, qlora: train magnitude and direction separately, https://arxiv.org/abs/2402.09353"
     )
-    num_virtual_tokens: PositiveInt = Field(default=20, description="prompt_tuning, p_tuning, prefix_tuning: their length")
+    num_virtual_tokens: PositiveInt = Field(default=20, description="prompt_tuning, p_tuning, prefix_tuning: how many")
     init_text: str | None = Field(
-        default=None, description="prompt_tuning: begin with this text; default: tokens drawn at random"
+        default=None, description="prompt_tuning: text whose embeddings the tokens start as; default: random tokens"
     )
     layers: list[str] = Field(default_factory=list, description="layers: patterns of parameter names, such as '*.layers.5.*'")
 
@@ -135,42 +133,42 @@ class AdapterConfig(Section):
 
 
 class TrainConfig(Section):
-    """The loop."""
+    """How long, how fast and on what the model is trained."""
 
     epochs: PositiveFloat | None = Field(
         default=None, description="default: 3, or more for a table so small that 3 make fewer than 1,000 steps"
     )
     target_tokens: PositiveInt | None = Field(
-        default=None, description="instead of epochs: learn from this many tokens that carry loss, repeats included"
+        default=None, description="instead of epochs: stop after this many tokens with loss; repeated rows count again"
     )
     max_steps: PositiveInt | None = Field(default=None, description="stop after this many optimizer steps")
-    max_minutes: PositiveFloat | None = Field(default=None, description="stop, fully decayed, after this much training time")
+    max_minutes: PositiveFloat | None = Field(default=None, description="stop after this much training; the schedule ends then")
     optimizer: Literal["auto", "muon", "adamw", "paged_adamw"] = Field(
         default="auto",
-        description="muon: Muon for hidden matrices, AdamW for the rest; auto: muon below 50 M parameters; "
-        "paged_adamw: bitsandbytes', whose state leaves a full GPU, the default of qlora",
+        description="muon: Muon for hidden matrices, AdamW for the rest; paged_adamw: AdamW of bitsandbytes, which moves its "
+        "state to CPU memory when the GPU is full; auto: muon below 50 M parameters, paged_adamw with qlora, else adamw",
     )
-    learning_rate: PositiveFloat | None = Field(default=None, description="AdamW peak; default by model size")
-    muon_learning_rate: PositiveFloat = Field(default=0.02, description="Muon peak")
+    learning_rate: PositiveFloat | None = Field(default=None, description="peak of AdamW; default: by model size")
+    muon_learning_rate: PositiveFloat = Field(default=0.02, description="peak of Muon")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Share | None = Field(
-        default=None, description="share of the training spent warming up; default: 0.005 with muon, else 0.03"
+        default=None, description="share of the training in which the rate rises; default: 0.005 with muon, else 0.03"
     )
     average: Share | None = Field(
         default=None,
-        description="validate and keep a running mean of the weights, over this share of the steps so far (less as the "
-        "schedule lowers the rate); 0: the weights as they are; default: 0.15 below 50 M parameters, else 0",
+        description="validate and save a running mean of the weights over this share of the steps so far (less as the "
+        "schedule lowers the learning rate); 0: the last weights; default: 0.15 below 50 M parameters, else 0",
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     token_budget: PositiveInt | None = Field(
         default=None, description="tokens (padding included) per batch; default: 2,048 below 50 M parameters, else 8,192"
     )
     batching: Literal["auto", "bucket", "pack"] = Field(
-        default="auto", description="bucket: rows of like length, padded; pack: rows behind one another; auto: the faster"
+        default="auto", description="bucket: rows of similar length, padded; pack: several rows in one sequence; auto: bucket"
     )
-    batch_size: PositiveInt | None = Field(default=None, description="rows per batch instead of a token budget")
+    batch_size: PositiveInt | None = Field(default=None, description="rows per batch, instead of token_budget")
     gradient_accumulation: PositiveInt = Field(default=1, description="batches per optimizer step")
-    clip: PositiveFloat | None = Field(default=1.0, description="gradient norm limit")
+    clip: PositiveFloat | None = Field(default=1.0, description="gradients with a larger norm are scaled down to this norm")
     seed: int = 0
     loss_on: Literal["target", "all"] = Field(default="target", description="target tokens only, or the whole sequence")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -178,13 +176,13 @@ class TrainConfig(Section):
     )
     gradient_checkpointing: bool = False
     compile: bool = Field(
-        default=False, description="torch.compile: steps get quicker after a minute or more of compiling; for long runs"
+        default=False, description="torch.compile: faster steps after a minute or more of compiling; for long runs"
     )
-    validate_every: PositiveInt | None = Field(default=None, description="steps between validations; default: ten in all")
-    validate_examples: PositiveInt = Field(default=200, description="size of the fixed validation subset")
-    validate_max_seconds: PositiveFloat = Field(default=60.0, description="a validation that takes longer shrinks its subset")
-    early_stopping: PositiveInt | None = Field(default=None, description="stop after this many validations without a gain")
-    checkpoint_every: PositiveInt | None = Field(default=None, description="steps between checkpoints; default: by time")
+    validate_every: PositiveInt | None = Field(default=None, description="steps between validations; default: ten in total")
+    validate_examples: PositiveInt = Field(default=200, description="rows per validation, always the same ones")
+    validate_max_seconds: PositiveFloat = Field(default=60.0, description="if one takes longer, later ones use fewer rows")
+    early_stopping: PositiveInt | None = Field(default=None, description="stop after this many validations without improvement")
+    checkpoint_every: PositiveInt | None = Field(default=None, description="steps between checkpoints; default: by minutes")
     checkpoint_minutes: PositiveFloat = 5.0
     trackers: list[str] = Field(default_factory=list, description="accelerate trackers, such as tensorboard")
 
@@ -196,17 +194,17 @@ class TrainConfig(Section):
 
 
 class DecodeConfig(Section):
-    """How predictions are searched for."""
+    """How answers are searched for (decoding)."""
 
     num_beams: Annotated[int, Field(ge=1, le=20)] = 1
     num_return: PositiveInt = Field(default=1, description="hypotheses per input; at most num_beams")
     length_penalty: float = 1.0
     max_new_tokens: PositiveInt | None = Field(default=None, description="default: from the longest training target")
-    token_budget: PositiveInt = Field(default=16_384, description="tokens held at once")
-    verify: bool = Field(default=False, description="let the task's verifier check all hypotheses; the best verified one wins")
-    abstain: bool = Field(default=False, description="with verify: no answer rather than an unverified one")
+    token_budget: PositiveInt = Field(default=16_384, description="tokens per batch: prompts and answers, once per beam")
+    verify: bool = Field(default=False, description="the answer is the best hypothesis that passes the task's verifier")
+    abstain: bool = Field(default=False, description="with verify: give no answer if no hypothesis passes")
     engine: Literal["auto", "native", "transformers", "ctranslate2", "vllm"] = Field(
-        default="auto", description="auto: native where it is exact, else transformers (the reference)"
+        default="auto", description="auto: native for models on which it gives the answers of transformers, else transformers"
     )
     weights: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         default="auto",
@@ -242,10 +240,7 @@ class Config(Section):
         if method in SOFT_PROMPTS and self.train.batching == "pack":
             raise ValueError(f"adapter.method {method!r} and train.batching 'pack': packed rows would need a soft prompt each")
         if method == "prefix_tuning" and self.train.gradient_checkpointing:
-            raise ValueError(
-                "adapter.method 'prefix_tuning' and train.gradient_checkpointing: it turns off the cache of keys and values, "
-                "in which a prefix stands, so nothing would be trained; set train.gradient_checkpointing to false"
-            )
+            raise ValueError(f"adapter.method {method!r} trains nothing with train.gradient_checkpointing; set that to false")
         if method in SOFT_PROMPTS and self.model.trim_vocabulary:
             raise ValueError(f"adapter.method {method!r} and model.trim_vocabulary: virtual tokens follow the vocabulary")
         if method != "full" and self.model.adapt_vocabulary:
@@ -279,7 +274,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: `2e-5` is a number, as everyone who writes a learning rate expects."""
+    """YAML in which `2e-5` is a number, as in YAML 1.2; PyYAML follows YAML 1.1 and reads it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -313,7 +308,7 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
-    """Read a configuration file, apply overrides and validate the lot.
+    """Read a configuration file, apply overrides and validate the result.
 
     Args:
         path: YAML file, or `None` for the defaults.
@@ -342,7 +337,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
 
 
 def _with_task(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Fill columns and format from a pack's task or a task file; what the config says itself wins."""
+    """Take columns and format from a pack's task or a task file, except where the config sets them itself."""
     merged = dict(content)
     if Path(name).suffix in (".yaml", ".yml"):
         task = read_yaml_mapping(Path(name), "task")
@@ -358,7 +353,7 @@ def _with_task(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def validate(model: type[BaseModel], content: Any, prefix: str = "") -> Any:
-    """Validate `content`, turning all of pydantic's complaints into one readable error."""
+    """Check `content` against `model`; all errors of pydantic become one readable `ConfigError`."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -398,3 +393,8 @@ def leaves(section: BaseModel, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = value
     return found
+
+
+def weight_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide a run's weights, as dotted key -> value: all but `out` and `decode.*`."""
+    return {key: value for key, value in leaves(config).items() if key != "out" and not key.startswith("decode.")}

@@ -1,4 +1,4 @@
-"""The exception tree: everything a user can cause is a `SeqtuneError` whose text says what to do.
+"""The exceptions: whatever goes wrong by a user's mistake is a `SeqtuneError` whose text says what to do.
 
     SeqtuneError
     ├── ConfigError         a setting is unknown, out of range or contradicts another one
@@ -6,10 +6,10 @@
     │   └── SupervisionError    it is in doubt which tokens of a row carry loss
     ├── ModelError          a model or tokenizer cannot be loaded or does not fit the task
     │   └── VocabularyError     a tokenizer cannot be trimmed
-    ├── RunError            a run folder is missing, incomplete or in the way
-    └── MissingDependencyError  an optional package is needed; the text names the extra
+    ├── RunError            a folder that is to be written or read is missing, incomplete, damaged or in use for something else
+    └── MissingDependencyError  a package is needed; the text says how to install it
 
-Our own mistakes are `assert` statements, never these.
+Mistakes of this package itself are found by `assert` statements, never reported by these.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 
 class SeqtuneError(Exception):
-    """A mistake that a person can put right; `str(error)` is written for that person."""
+    """Something that the user can put right; `str(error)` tells how."""
 
 
 class ConfigError(SeqtuneError):
@@ -43,23 +43,29 @@ class VocabularyError(ModelError):
 
 
 class RunError(SeqtuneError):
-    """A run folder is missing, incomplete or in the way."""
+    """A folder that is to be written or read is missing, incomplete, damaged or in use for something else."""
 
 
 class MissingDependencyError(SeqtuneError):
-    """An optional package is needed.
+    """A package is needed that is not installed.
+
+    Args:
+        package: its name.
+        extra: the extra of seqtune that brings it; `None` for a package that every installation should have.
+        purpose: what needs it.
 
     Example:
         >>> str(MissingDependencyError("chemicals", "chem", "the demo's molecules"))
         "the demo's molecules needs the package 'chemicals': pip install 'seqtune[chem]'"
     """
 
-    def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(f"{purpose} needs the package {package!r}: pip install 'seqtune[{extra}]'")
+    def __init__(self, package: str, extra: str | None, purpose: str):
+        wanted = f"'seqtune[{extra}]'" if extra else package
+        super().__init__(f"{purpose} needs the package {package!r}: pip install {wanted}")
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """A hint that names the closest allowed word, or nothing.
+    """A hint that names the most similar allowed word; "" if none is similar.
 
     Example:
         >>> did_you_mean("epoch", ["epochs", "seed"])

@@ -86,7 +86,7 @@ class SequenceLearner(BaseEstimator):
             }
             config = load_config(overrides=overrides | (self.settings or {}))
             fitted = fit(config, overwrite=self.out is not None, quiet=True)
-            self.predictor_ = Predictor.load(str(fitted.folder), config.decode)
+            self.predictor_ = Predictor.of_run(str(fitted.folder))
         return self
 
     def predict(self, inputs: Sequence[str]) -> np.ndarray:
@@ -96,9 +96,9 @@ class SequenceLearner(BaseEstimator):
         return np.array([p.prediction for p in self.predictor_.predict(examples)], dtype=object)
 
     def score(self, inputs: Sequence[str], outputs: Sequence[str]) -> float:
-        """Exact match, in [0, 1]."""
+        """Exact match, in [0, 1]; outer blanks of the outputs do not count, as no answer has any."""
         found = self.predict(inputs)
-        return float(np.mean([p == o for p, o in zip(found, _texts(outputs, "outputs"), strict=True)]))
+        return float(np.mean([p == o.strip() for p, o in zip(found, _texts(outputs, "outputs"), strict=True)]))
 
 
 def _texts(values: Sequence[str], what: str) -> list[str]:

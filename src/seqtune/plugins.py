@@ -1,13 +1,15 @@
-"""What a pack for one field brings, and how it is found: entry points, the same ones for our packs and anyone's.
+"""Packs: what a package for one field (such as chemistry) can add to seqtune.
+
+A pack declares what it has as Python entry points. Our own packs use the same ones:
 
 | group | an entry is |
 |---|---|
 | `seqtune.sources` | a function with typer options; `seqtune data NAME` writes its table |
 | `seqtune.tasks` | a `TaskPlugin`; `--task NAME` |
-| `seqtune.metrics` | a class or function without arguments that makes `TaskMetrics` |
-| `seqtune.verifiers` | the same that makes a `Verifier` |
+| `seqtune.metrics` | a class or function without parameters that returns `TaskMetrics` |
+| `seqtune.verifiers` | a class or function without parameters that returns a `Verifier` |
 
-Nothing of a pack is imported before it is asked for by name.
+A pack is imported only when one of its entries is asked for by name.
 """
 
 from __future__ import annotations
@@ -22,22 +24,22 @@ from typing import Any, Literal, Protocol
 from seqtune.errors import ConfigError, MissingDependencyError, did_you_mean
 from seqtune.records import Example
 
+# optional package -> the extra that brings it; what else a pack needs comes with the extra of the pack's name
 EXTRAS = {
-    "ray": "ray",
-    "bitsandbytes": "quant",
-    "optuna": "search",
-}  # packages with an extra of their own; the others come with their pack
+    "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "optuna": "search",
+    "bitsandbytes": "quant", "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track",
+}  # fmt: skip
 Kind = Literal["sources", "tasks", "metrics", "verifiers"]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier found out about one candidate answer.
+    """What a verifier says about one candidate answer.
 
     Attributes:
-        status: the verifier's word for it, such as `verified`, `mismatch`, `unparsed`, `not_checked`.
+        status: the result in one word, such as `verified`, `mismatch`, `unparsed`, `not_checked`.
         verified: the candidate passed.
-        detail: what the verdict rests on, such as the structure that a name was read back to.
+        detail: the evidence, such as the structure that a name stands for.
     """
 
     status: str
@@ -61,12 +63,12 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a task's own metrics say, item by item.
+    """The values of a task's own metrics for every item.
 
     Attributes:
         values: metric name -> a value per item; `None` where the item does not count.
-        columns: name -> a text per item, kept with the prediction.
-        strata: name -> a label per item; the scores are shown for each label.
+        columns: name -> a text per item, stored with the prediction.
+        strata: name -> a label per item; scores are also computed for the items of each label.
     """
 
     values: Mapping[str, Sequence[float | None]]
@@ -75,12 +77,12 @@ class Judgement:
 
 
 class TaskMetrics(Protocol):
-    """A task's own metrics; means over items become scores with intervals.
+    """A task's own metrics. A score is the mean over items, with a confidence interval.
 
     Attributes:
-        primary: the value to lead with.
+        primary: the most important value; it is shown first.
         signatures: value name -> how it is computed, with versions.
-        against_reference: values that compare with the reference alone, so that they can judge a verifier.
+        against_reference: values that depend on nothing but prediction and reference; a verifier is evaluated with these.
     """
 
     primary: str
@@ -88,27 +90,27 @@ class TaskMetrics(Protocol):
     against_reference: Sequence[str]
 
     def judge(self, inputs: Sequence[str], predictions: Sequence[str], references: Sequence[str]) -> Judgement:
-        """Judge every item; nothing in a text may raise."""
+        """Judge every item. No text may make this raise."""
         ...
 
     def baselines(self, inputs: Sequence[str], training: Sequence[tuple[str, str]]) -> Mapping[str, Sequence[str]]:
-        """Answers of tools to print beside the model's: name -> an answer per input, "" where the tool has none.
+        """Answers of other tools, to compare with the model's: name -> an answer per input, "" where the tool has none.
 
         Args:
-            inputs: what was asked.
-            training: (input, output) rows that the model saw; empty if they are unknown.
+            inputs: the inputs.
+            training: (input, output) rows that the model was trained on; empty if they are not known.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is odd about one input.
+    """What is unusual about one input.
 
     Attributes:
-        text: what the model is to read.
-        status: "" for an ordinary input, else a word for what is odd about it.
-        refused: the model is not asked.
+        text: what the model reads instead of the input.
+        status: "" for an ordinary input, else a word for what is unusual about it.
+        refused: if true, the model is not asked and gives no answer.
     """
 
     text: str
@@ -118,7 +120,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class TaskPlugin:
-    """A task as a pack declares it; `module:attribute` texts are imported when they are needed.
+    """A task as a pack declares it. Functions are named as `module:attribute` and imported when they are needed.
 
     Attributes:
         input: input column.
@@ -127,7 +129,7 @@ class TaskPlugin:
         metrics: name in the group `seqtune.metrics`.
         verifier: name in the group `seqtune.verifiers`.
         inspect: function `Sequence[str] -> list[Inspection]` over inputs.
-        readers: file ending -> function `Path -> Iterator[Example]`, for inputs that are no table.
+        readers: file ending -> function `Path -> Iterator[Example]`, for input files that are not tables.
         draw: function `(predictions, path) -> None` that draws inputs and answers.
         picture: function `(text) -> svg`, "" for a text that cannot be drawn.
         keys: name -> function `Sequence[Example] -> list[str]`, groups to split by.

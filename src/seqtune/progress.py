@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines in a pipe; always on stderr."""
+"""How far the work is: a bar on a terminal, plain lines otherwise; always on stderr."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PLAIN_SECONDS = 10.0  # between lines in a pipe
 
 
 def console() -> Console:
-    """A console on the current stderr, without guessing widths in a pipe."""
+    """A console that writes to stderr; lines are not wrapped unless it is a terminal."""
     return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
 
 
 class Tick(Protocol):
-    """What a procedure calls as it goes on: done so far, and a remark."""
+    """A function that a procedure calls again and again with what is done so far, and a remark."""
 
     def __call__(self, done: float, remark: str = "") -> None:
         """Show it."""
@@ -28,12 +28,27 @@ class Tick(Protocol):
 
 
 def silent(done: float, remark: str = "") -> None:
-    """A tick that shows nothing."""
+    """A `Tick` that shows nothing."""
 
 
 @contextmanager
 def show(title: str, total: float | None, *, enabled: bool = True) -> Iterator[Tick]:
-    """Show progress towards `total`, as a percentage if that is 1, as a count if it is unknown; the remark stands beside it."""
+    """Show progress while a block of code runs.
+
+    Args:
+        title: what is being done.
+        total: what `done` will be at the end: 1 for a share, shown in percent; `None` if it is not known.
+        enabled: show anything.
+
+    Yields:
+        The function to call with what is done so far.
+
+    Example:
+        with show("evaluate", len(rows)) as tick:
+            for number, row in enumerate(rows, start=1):
+                answer(row)
+                tick(number)
+    """
     if not enabled:
         yield silent
     elif sys.stderr.isatty():
@@ -64,7 +79,7 @@ def _plain(title: str, total: float | None) -> Tick:
 
 
 def remaining(seconds: float) -> str:
-    """A short duration.
+    """A number of seconds as minutes and seconds, or hours, minutes and seconds.
 
     Example:
         >>> remaining(75), remaining(3700)

@@ -11,6 +11,22 @@ if TYPE_CHECKING:
     import torch
 
 
+def lone_surrogate(text: str) -> str | None:
+    r"""The first surrogate without its other half, such as "U+D800"; a text with one cannot be written as UTF-8.
+
+    A JSON escape can spell one, and Python's `surrogateescape` turns an invalid byte into one (U+DC80 to U+DCFF).
+
+    Example:
+        >>> lone_surrogate("a\ud800"), lone_surrogate("\U0001f600")
+        ('U+D800', None)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row of a table.
@@ -18,7 +34,7 @@ class Example:
     Attributes:
         id: the row's name: the id column, or the line number.
         input: text of the input column.
-        output: text of the output column; `None` where there is no reference (prediction).
+        output: text of the output column, outer blanks removed; `None` where there is no reference (prediction).
         fields: all columns of the row, for templates and grouped splits.
         file: where the row came from.
         line: line in that file on which the row ends, 1-based (row number for Parquet).
@@ -30,6 +46,11 @@ class Example:
     fields: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
     line: int = 0
+
+    def __post_init__(self) -> None:
+        # answers have no outer blanks (`Template.answer`), so no answer would ever equal an output with some
+        if self.output is not None:
+            object.__setattr__(self, "output", self.output.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +171,10 @@ class Prediction:
         prediction: the answer; "" if there is none.
         score: log-probability of the answer.
         hypotheses: what the search found, best first.
-        status: `ok`, `unfinished`, `empty`, `too_long`; with a verifier `verified`, `unverified`, `not_checked`,
-            `abstained`; or a task's own word for an odd input.
+        status: `ok`, `unfinished`, `empty`, `too_long`, `invalid_text`; with a verifier `verified`, `unverified`,
+            `not_checked`, `abstained`; or a task's own word for an odd input.
         details: what a task's inspection, verifier and metrics found out, such as a structure read back from a name.
+        fields: the row's other columns that the template needs, so that the same question can be asked again.
     """
 
     id: str
@@ -163,12 +185,14 @@ class Prediction:
     hypotheses: tuple[Hypothesis, ...]
     status: str
     details: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: the keys of the run-folder contract, in order; what does not apply is left out."""
         record = asdict(self)
-        if not self.details:
-            del record["details"]
+        for optional in ("details", "fields"):
+            if not record[optional]:
+                del record[optional]
         for hypothesis in record["hypotheses"]:
             if not hypothesis["verdict"]:
                 del hypothesis["verdict"]

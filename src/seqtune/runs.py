@@ -1,4 +1,8 @@
-"""The run folder: what is written, when, and that the manifest comes last."""
+"""The run folder: how it is opened, how its files are written, and the manifest, which is written last.
+
+A file is written under a hidden name and then renamed: it is there as a whole or not at all, also after a kill or a power
+failure.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,16 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seqtune.config import Config, leaves, load_config
+from seqtune import folders
+from seqtune.config import Config, leaves, load_config, weight_settings
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
+from seqtune.folders import Kind
 from seqtune.records import Prediction, Rejected
 
 PACKAGES = (
@@ -37,16 +43,72 @@ PACKAGES = (
 )
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
+PREDICTIONS = "predictions.jsonl"
+RUN = Kind(
+    name="run",
+    marker=".seqtune-run",
+    artefacts=(
+        MANIFEST,  # first, so that a run that is half removed does not count as complete
+        "config.yaml",
+        "environment.json",
+        "data.json",
+        "rejected.jsonl",
+        "log.jsonl",
+        "checkpoints",
+        "model",
+        "model-ctranslate2-*",
+        ".model-ctranslate2-*",  # its lock, and what is being converted
+        "task.yaml",
+        VOCABULARY,
+        "metrics.json",
+        PREDICTIONS,
+        "base_predictions.jsonl",
+        "README.md",
+        "report.html",
+        "evaluations",
+        "seqtune",  # TensorBoard's folder
+    ),
+    remedy="continue it with --resume, replace it with --overwrite, or choose another --out",
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is there as a whole or not at all, also after a kill or a power failure."""
+    hidden = folders.temporary(path)
+    try:
+        with hidden.open("w", encoding="utf-8", errors="backslashreplace") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        hidden.replace(path)
+        folders.sync(path.parent)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that was written into a run folder.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{str(path)!r} is damaged ({error}); train again with --overwrite or another --out") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{str(path)!r} is damaged (no JSON object); train again with --overwrite or another --out")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON for people and machines, all or nothing."""
-    _replace(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object per line, all or nothing."""
-    _replace(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -63,7 +125,7 @@ def write_prediction_table(path: Path, predictions: Iterable[Prediction]) -> Non
     writer.writerow(["id", "input", "prediction", "status", "log_probability", *details])
     for p in records:
         writer.writerow([p.id, p.input, p.prediction, p.status, f"{p.score:.4f}", *(p.details.get(k, "") for k in details)])
-    _replace(path, out.getvalue())
+    write_text(path, out.getvalue())
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
@@ -71,32 +133,37 @@ def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
     write_jsonl(path, (asdict(r) for r in rejected))
 
 
-def _replace(path: Path, text: str) -> None:
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        hidden.write_text(text, encoding="utf-8", errors="backslashreplace")
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
+def check_outside(folder: Path, inputs: Iterable[str | None]) -> None:
+    """Refuse to overwrite a run in whose folder lies what the new run is made from.
+
+    Args:
+        folder: the run folder.
+        inputs: paths; hub ids and other names that are no path are passed over.
+
+    Raises:
+        RunError: names the path.
+    """
+    for name in inputs if folders.is_ours(folder, RUN) else ():  # nothing is removed from other folders
+        path = os.path.expanduser(name or "")
+        if os.path.exists(path) and Path(path).resolve().is_relative_to(folder.resolve()):
+            raise RunError(
+                f"--overwrite: {name!r} lies in the run folder {str(folder)!r} that is to be replaced; "
+                "move it out of there, or choose another --out"
+            )
 
 
-def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def check_free(config: Config, folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that is in the way, before any work is done.
 
     Raises:
-        RunError: it holds something else, or a run that is neither to be resumed nor overwritten.
+        RunError: it holds something else, a run that is neither to be resumed nor overwritten, or what the new run reads.
     """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise RunError(f"{str(folder)!r} is a file; choose another --out")
-    if any(folder.iterdir()) and not (folder / "config.yaml").exists():
-        raise RunError(f"{str(folder)!r} exists and is no run folder; choose another --out")
-    if any(folder.iterdir()) and not (resume or overwrite):
-        raise RunError(
-            f"{str(folder)!r} holds a run already; continue it with --resume, replace it with --overwrite, "
-            "or choose another --out"
-        )
+    if resume and overwrite:
+        raise RunError("--resume continues a run and --overwrite replaces it; give one of them")
+    folders.check_free(folder, RUN, reuse=resume or overwrite)
+    if overwrite:
+        data = config.data
+        check_outside(folder, (data.path, data.validation_path, data.test_path, config.model.name))
 
 
 def open_run(config: Config, folder: Path, fingerprint: str, *, resume: bool, overwrite: bool) -> bool:
@@ -108,21 +175,34 @@ def open_run(config: Config, folder: Path, fingerprint: str, *, resume: bool, ov
     Raises:
         RunError: the folder is in the way, or holds a run with other settings or other data.
     """
-    check_free(folder, resume=resume, overwrite=overwrite)
+    check_free(config, folder, resume=resume, overwrite=overwrite)
+    folders.create(folder, RUN)
     stored = folder / "config.yaml"
-    if overwrite and stored.exists():
-        shutil.rmtree(folder)
-    if not stored.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if overwrite or not stored.exists():  # without settings it is what a removal that was killed has left
+        folders.clear(folder, RUN)
         return False
-    theirs, ours = leaves(load_config(stored)), leaves(config)
-    changed = [f"{k}: {theirs.get(k)!r} -> {v!r}" for k, v in ours.items() if k != "out" and theirs.get(k) != v]
-    if changed:
-        raise RunError("--resume needs the settings that the run began with; changed: " + "; ".join(changed))
+    folders.sweep(folder, RUN)
+    # what only decides how answers are searched for may change until the run is complete, and has its scores
+    compared = leaves if is_complete(folder) else weight_settings
+    check_unchanged(*({k: v for k, v in compared(c).items() if k != "out"} for c in (load_config(stored), config)))
     data = folder / "data.json"
-    if data.exists() and json.loads(data.read_text())["fingerprint"] != fingerprint:
+    if data.exists() and read_json(data)["fingerprint"] != fingerprint:
         raise RunError("--resume needs the data that the run began with; the table or the tokenizer has changed since")
     return True
+
+
+def check_unchanged(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse to continue with settings other than the stored ones.
+
+    Raises:
+        RunError: names every setting that has changed.
+    """
+    changed = [f"{k}: {theirs.get(k)!r} -> {v!r}" for k, v in ours.items() if theirs.get(k) != v]
+    if changed:
+        raise RunError(
+            "--resume needs the settings that the run began with; give those, or choose another --out; "
+            f"changed: {'; '.join(changed)}"
+        )
 
 
 def write_kept_tokens(folder: Path, kept: list[int]) -> None:
@@ -133,7 +213,7 @@ def write_kept_tokens(folder: Path, kept: list[int]) -> None:
 def read_kept_tokens(folder: Path) -> list[int] | None:
     """What `write_kept_tokens` noted; `None` if the vocabulary is whole."""
     path = folder / VOCABULARY
-    return json.loads(path.read_text())["kept_tokens"] if path.exists() else None
+    return read_json(path)["kept_tokens"] if path.exists() else None
 
 
 def is_complete(folder: Path) -> bool:
@@ -149,25 +229,35 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def finish(folder: Path) -> None:
     """Write the manifest: every artefact with its size and SHA-256; its presence says that the run is complete."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and "checkpoints" not in p.parts and p.name != MANIFEST)
-    entries = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    entries = {str(path.relative_to(folder)): _entry(path) for path in _files(folder)}
     write_json(folder / MANIFEST, {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "files": entries})
 
 
-def _sha256(path: Path) -> str:
+def _files(folder: Path) -> list[Path]:
+    """The files of a run that its manifest lists: no checkpoints, nothing hidden, nothing foreign."""
+    listed = [path for path in folders.artefacts(folder, RUN) if path.name not in (MANIFEST, "checkpoints")]
+    files = [p for path in listed for p in (path.rglob("*") if path.is_dir() else (path,)) if p.is_file()]
+    return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """Size and checksum of a file, once it is safely on the disk."""
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        os.fsync(handle.fileno())
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    folders.sync(path.parent)
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def environment(seed: int) -> dict[str, Any]:
-    """Versions, machine, git revision and seed."""
+    """Versions, machine, seed, and the git revision of this package if it runs from its own checkout."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "num_cpus": available_cpus(),
         "seed": seed,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(Path(__file__).resolve()),
         "packages": {name: _version(name) for name in PACKAGES},
     }
 
@@ -179,12 +269,18 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
+def git_revision(source: Path) -> str | None:
+    """The revision of the git checkout that a source file belongs to; `None` if it belongs to none.
+
+    Args:
+        source: a file. It must be committed: an installed package may lie inside a repository that is somebody else's.
+    """
     git = shutil.which("git")
     if git is None:
         return None
-    done = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    command = [git, "-C", str(source.parent), "rev-parse", "HEAD", f"HEAD:./{source.name}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.split()[0] if done.returncode == 0 else None
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:

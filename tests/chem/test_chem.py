@@ -330,8 +330,8 @@ def test_odd_inputs_get_a_status():
 
 def test_chemists_files(tmp_path):
     path = tmp_path / "m.smi"
-    path.write_text("# comment\nCCO ethanol\n\nc1ccccc1\tbenzene ring\nC1CC\n")
-    assert [(e.id, e.input) for e in files.smi(path)] == [("ethanol", "CCO"), ("benzene ring", "c1ccccc1"), ("5", "C1CC")]
+    path.write_text("# comment\nCCO ethanol\n\nc1ccccc1\tbenzene\u2028ring\nC1CC\n", encoding="utf-8")
+    assert [(e.id, e.input) for e in files.smi(path)] == [("ethanol", "CCO"), ("benzene\u2028ring", "c1ccccc1"), ("5", "C1CC")]
     writer = Chem.SDWriter(str(tmp_path / "m.sdf"))
     for name, smiles in (("ethanol", "OCC"), ("", "c1ccccc1")):
         mol = Chem.MolFromSmiles(smiles)

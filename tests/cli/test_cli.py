@@ -33,7 +33,7 @@ VERBS = [
     "study",
 ]
 ARTEFACTS = {
-    "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
+    ".seqtune-run", "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
     "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "task.yaml", "vocabulary.json",
 }  # fmt: skip
 
@@ -278,6 +278,51 @@ def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(llama_folder, tmp_path):
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert "resuming at step" in again.stderr
+
+
+def rust_error(path):
+    import polars
+
+    polars.DataFrame({"a": [1]}).write_csv(path / "absent" / "a.csv")
+
+
+def weights_error(path):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, path / "absent" / "a")
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (lambda path: (path / "file").mkdir(), "File exists: '{path}/file'"),
+        (lambda path: (path / ("a" * 300)).touch(), "File name too long: '{path}/aaa"),
+        (lambda path: (path / "file" / "inner").touch(), "Not a directory: '{path}/file/inner'"),
+        (rust_error, "No such file or directory (os error 2): {path}/absent/a.csv"),
+        (weights_error, "No such file or directory (os error 2)"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_one_clear_line(tmp_path, monkeypatch, capsys, cause, message):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("seqtune.scoring.evaluate.read_predictions", lambda _: cause(tmp_path))
+    assert run_app(["compare", "a", "b"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message.format(path=tmp_path) in error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(), OSError(5, "Input/output error"), ConnectionResetError(104, "reset"), KeyError("a")]
+)
+def test_our_own_mistakes_are_not_called_the_users(monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("seqtune.scoring.evaluate.read_predictions", fail)
+    with pytest.raises(type(error)):
+        run_app(["compare", "a", "b"])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

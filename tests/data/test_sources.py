@@ -6,6 +6,8 @@ import gzip
 import json
 
 import polars
+import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -140,7 +142,17 @@ def test_bad_rows_are_named_and_the_rest_is_kept(tmp_path, row, reason):
 
 
 @pytest.mark.parametrize(
-    ("row", "reason"), [("{bad", "not JSON"), ('{"output": "x"}', "column 'input' is missing"), ("3", "a JSON int")]
+    ("row", "reason"),
+    [
+        ("{bad", "not JSON"),
+        ('{"output": "x"}', "column 'input' is missing"),
+        ("3", "a JSON int"),
+        ('{"input": "x", "output": "a\\ud800b"}', "column 'output' holds U+D800 alone, half of a surrogate pair"),
+        ('{"input": "\\udbff", "output": "x"}', "column 'input' holds U+DBFF alone"),
+        ('{"input": "x", "output": "y", "other": "\\ude00\\ud83d"}', "column 'other' holds U+DE00 alone"),
+        ('{"input": ' + "1" * 5000 + ', "output": "x"}', "not JSON (Exceeds the limit"),
+        ('{"input": ' + "[" * 50_000 + "]" * 50_000 + ', "output": "x"}', "not JSON (maximum recursion depth"),
+    ],
 )
 def test_bad_json_rows(tmp_path, row, reason):
     path = tmp_path / "t.jsonl"
@@ -149,6 +161,36 @@ def test_bad_json_rows(tmp_path, row, reason):
     assert len(examples) == 2
     assert [r.line for r in rejected] == [2]
     assert reason in rejected[0].reason
+
+
+def test_surrogate_pairs_nested_escapes_and_line_separators_are_text(tmp_path):
+    rows = [
+        {"input": "\U0001f600", "output": "b"},
+        {"input": ["\ud800"], "output": "b"},
+        {"input": "a\u2028b\x85c", "output": "b"},
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=i < 2) + "\n" for i, row in enumerate(rows)), encoding="utf-8")
+    examples, rejected = read(path)
+    assert [e.input for e in examples] == ["\U0001f600", '["\\ud800"]', "a\u2028b\x85c"]
+    assert not rejected
+    assert all(text.encode() for e in examples for text in e.fields.values())
+
+
+def test_outer_blanks_of_outputs_go_because_answers_have_none(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("input,output\n a , b c\n", encoding="utf-8")
+    (example,) = read(path)[0]
+    assert (example.input, example.output) == (" a ", "b c")
+
+
+def test_a_parquet_file_with_invalid_text_is_refused(tmp_path):
+    offsets = pyarrow.array([0, 2, 4], pyarrow.int32()).buffers()[1]
+    invalid = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"ok\xff\xfe")])
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"input": invalid, "output": ["a", "b"]}), path)
+    with pytest.raises(DataError, match=r"t.parquet' cannot be read as Parquet: .*invalid UTF-8"):
+        read(path)
 
 
 def test_too_many_bad_rows_are_an_error(tmp_path):

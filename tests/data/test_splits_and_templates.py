@@ -132,7 +132,8 @@ def test_other_columns_and_literal_braces():
         ({"template": "{input.__class__}"}, "nothing else in the braces"),
         ({"template": "{input!r}"}, "nothing else in the braces"),
         ({"template": "{input:>999999999}"}, "nothing else in the braces"),
-        ({"target": "name"}, "must contain {output}"),
+        ({"target": "name"}, "must contain {output} once"),
+        ({"target": "{output}, that is {output}"}, "must contain {output} once"),
     ],
 )
 def test_template_errors(settings, message):
@@ -140,12 +141,47 @@ def test_template_errors(settings, message):
         Template.from_config(FormatConfig(**settings))
 
 
-def test_task_round_trip_and_post_processing(tmp_path):
+CELL = st.text("ab :(){}\\.*\n", max_size=6)
+TARGETS = (
+    "{output}", "<{output}>", " {output}\n", "{kind}: {output}", "{output} ({kind})", "{kind} {output}", "{kind}{output}{kind}",
+    "{{output}} of {input} is {output}.",
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(TARGETS), CELL.filter(str.strip), CELL, CELL)
+def test_the_answer_in_a_rows_own_target_is_its_output(target, output, kind, text):
+    template = Template("{input}", target, "\n")
+    example = Example("1", text, output, {"kind": kind})
+    written = template.render(example).target
+    assert template.answer(written, example) == output.strip()
+    assert template.answer(f"\n {written} ", example) == output.strip()
+
+
+@pytest.mark.parametrize(
+    ("target", "written", "answer"),
+    [
+        ("{kind}: {output}", "acid: ethanol", "ethanol"),  # the row's own kind is another
+        ("{kind}: {output}", "acid: a: b", "a: b"),
+        ("{output} ({kind})", "2-(methyl) (acid)", "2-(methyl)"),
+        ("{output} ({kind})", "ethanol (primary (R) alcohol)", "ethanol"),  # the row's own, brackets and all
+        ("{kind} {output}", "primary (R) alcohol ethanol", "ethanol"),
+        ("{why} => {output}", "two carbons\nand OH => ethanol", "ethanol"),  # no such column at prediction
+        ("<{output}>", "<ethan", "ethan"),  # cut off
+        ("<{output}>", "ethanol", "ethanol"),
+    ],
+)
+def test_what_is_undone_where_the_model_wrote_something_else(target, written, answer):
+    example = Example("1", "CCO", None, {"kind": "primary (R) alcohol"})
+    assert Template("{input}", target, "\n").answer(written, example) == answer
+
+
+def test_task_round_trip(tmp_path):
     config = Config.model_validate({"format": {"template": "x {input}", "target": "<{output}>"}})
     task = Task.from_config(config)
     task.save(tmp_path / "task.yaml")
     assert Task.load(tmp_path / "task.yaml") == task
-    assert task.answer("  <ethanol>\n") == "ethanol"
+    assert task.rendering.answer("  <ethanol>\n", Example("1", "x", None)) == "ethanol"
     (tmp_path / "bad.yaml").write_text("templat: x")
     with pytest.raises(ConfigError, match="templat: unknown key; did you mean 'template'"):
         Task.load(tmp_path / "bad.yaml")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers.pytorch_utils import Conv1D
 
 from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines import make_engine, packed
-from seqtune.decoding.engines.native import NativeEngine, fits
+from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.errors import ConfigError
 from seqtune.models.attention import use_fast_attention
@@ -62,13 +69,42 @@ def test_native_equals_transformers(family, num_beams, num_return, length_penalt
         np.testing.assert_allclose([c.score for c in ours[i]], [c.score for c in theirs[i]], rtol=1e-4, atol=1e-4)
 
 
-def test_every_input_has_its_own_limit(family):
-    _, fast, sources, end = family
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_every_input_has_its_own_limit(family, num_beams):
+    model, fast, sources, end = family
     limits = [1 + i % 7 for i in range(NUM_SOURCES)]
-    for beams in (1, 4):
-        found = dict(NativeEngine(fast, end, DecodeConfig(num_beams=beams, token_budget=900)).generate(sources, limits))
-        assert all(1 <= len(found[i][0].ids) <= limits[i] for i in range(NUM_SOURCES))
-        assert any(len(found[i][0].ids) == limits[i] for i in range(NUM_SOURCES))
+    config = DecodeConfig(num_beams=num_beams, num_return=num_beams, token_budget=900)
+    theirs = dict(TransformersEngine(model, end, config).generate(sources, limits))
+    ours = dict(NativeEngine(fast, end, config).generate(sources, limits))
+    assert any(len(ours[i][0].ids) == limits[i] for i in range(NUM_SOURCES))
+    for i in range(NUM_SOURCES):
+        assert [c.ids for c in ours[i]] == [c.ids for c in theirs[i]]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+def test_a_batch_of_other_limits_gives_what_each_input_gives_alone(engine, num_beams, tmp_path):
+    """Reference: transformers' generate, input by input."""
+    if engine == "ctranslate2":
+        pytest.importorskip("ctranslate2")
+    model, tokenizer = save_for_ctranslate2("opt", tmp_path / "model")
+    sources = [np.arange(5, 9), np.arange(30, 39), np.arange(60, 65), np.arange(90, 94)]
+    limits = [8, 28, 38, 28]
+    config = DecodeConfig(num_beams=num_beams, num_return=num_beams, engine=engine, length_penalty=0.6)
+    found = dict(make_engine(model, tokenizer.eos_token_id, config, tmp_path / "model").generate(sources, limits))
+    for i, (source, limit) in enumerate(zip(sources, limits, strict=True)):
+        alone = model.generate(
+            torch.from_numpy(source)[None], max_new_tokens=limit, do_sample=False, num_beams=num_beams,
+            num_return_sequences=num_beams, length_penalty=0.6, early_stopping=False,
+        )[:, len(source) :].tolist()  # fmt: skip
+        assert [c.ids for c in found[i]] == alone
+        assert len(found[i][0].ids) == limit
+        for candidate in found[i]:  # its score is that of the tokens it has
+            text = torch.tensor([[*source, *candidate.ids]])
+            with torch.no_grad():
+                log_probs = model(text).logits.log_softmax(-1)[0, len(source) - 1 : -1]
+            expected = log_probs.gather(1, text[0, len(source) :, None]).sum().item()
+            assert candidate.score == pytest.approx(expected, rel=1e-4)
 
 
 def test_slots_that_no_beam_needs_are_dropped_and_room_grows(family, monkeypatch):
@@ -102,26 +138,74 @@ def test_gpt_neo_attention_equals_its_own():
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_models_that_the_native_engine_does_not_fit_go_to_transformers():
-    """Mistral's sliding window hides keys by their place in the cache, which the native engine does not keep."""
-    from transformers import MistralConfig, MistralForCausalLM
+SMALL = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1,
+}  # fmt: skip
 
-    config = MistralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
-    )  # fmt: skip
-    model = MistralForCausalLM(config).eval()
+
+def small_model(family: str, **settings):
+    """A family outside the six, small; weights at the family's own random ones."""
+    torch.manual_seed(0)
+    settings |= {"head_dim": 8} if family.startswith("Gemma") else {}
+    return getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**SMALL, **settings)).eval()
+
+
+def test_models_that_the_native_engine_does_not_fit_go_to_transformers():
+    """Layers of several kinds need several masks; the native engine has one."""
+    model = small_model("Mistral", sliding_window=8, layer_types=["sliding_attention", "full_attention"])
     assert not fits(model)
     assert isinstance(make_engine(model, 2, DecodeConfig()), TransformersEngine)
     with pytest.raises(ConfigError, match="'native' does not fit MistralForCausalLM"):
         make_engine(model, 2, DecodeConfig(engine="native"))
 
 
+@pytest.mark.parametrize("family", ["Mistral", "Phi3", "Starcoder2"])
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_a_sliding_window_of_all_layers_is_kept(family, num_beams):
+    """Reference: transformers; texts are longer than the window, which the config names without `layer_types`."""
+    model = small_model(family, sliding_window=8)
+    sources = [np.arange(5, 20), np.arange(40, 44)]
+    config = DecodeConfig(num_beams=num_beams, num_return=num_beams)
+    assert fits(model)
+    assert model.config.sliding_window == 8, "probing leaves no trace"
+    theirs, ours = (dict(e(model, 1, config).generate(sources, [12, 12])) for e in (TransformersEngine, NativeEngine))
+    for i in range(2):
+        assert [c.ids for c in ours[i]] == [c.ids for c in theirs[i]]
+        np.testing.assert_allclose([c.score for c in ours[i]], [c.score for c in theirs[i]], rtol=1e-4)
+
+
+def test_a_window_that_the_model_does_not_read_from_its_config_is_noticed():
+    model = small_model("Mistral", sliding_window=8)
+    model.model.config = copy.deepcopy(model.config)  # where the forward looks; ours looks at the model's
+    assert not fits(model)
+
+
+@torch.no_grad()
+def test_a_soft_cap_of_logits_is_noticed_at_weights_too_small_to_show_it():
+    """Gemma 2, made larger afterwards, as training does: then the cap shows, and the answers must be the capped model's."""
+    capped = small_model("Gemma2", layer_types=["full_attention"] * 2, final_logit_softcapping=30.0)
+    free = small_model("Gemma2", layer_types=["full_attention"] * 2, final_logit_softcapping=None, attn_logit_softcapping=0.5)
+    assert fits(free), "a cap of attention scores lies within the model's own attention"
+    ids = torch.arange(3, 40)[None]
+    hidden = capped.model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(capped.lm_head(hidden), capped(input_ids=ids).logits, rtol=1e-3, atol=1e-3)  # nothing to see
+    assert not fits(capped)
+    engine = make_engine(capped, 1, DecodeConfig())
+    assert isinstance(engine, TransformersEngine)
+    capped.lm_head.weight.mul_(300)
+    assert not torch.allclose(capped.lm_head(hidden), capped(input_ids=ids).logits, atol=1.0)
+    [(_, [found])] = engine.generate([np.arange(5, 10)], [6])
+    text = torch.tensor([[*range(5, 10), *found.ids]])
+    log_probs = capped(input_ids=text).logits.log_softmax(-1)[0, 4:-1]
+    assert found.score == pytest.approx(log_probs.gather(1, text[0, 5:, None]).sum().item(), rel=1e-4)
+
+
 def test_a_wrong_cache_is_noticed(monkeypatch):
-    from seqtune.decoding.engines.native import SlotCache
+    from seqtune.decoding.engines.slot_cache import TokenPass
 
     model = build_model("llama", 300)
-    monkeypatch.setattr(SlotCache, "update", lambda self, key, value, layer, *_: (key, value))
+    monkeypatch.setattr(TokenPass, "update", lambda self, key, value, layer, *_: (key, value))
     assert not fits(model)
 
 
@@ -136,18 +220,26 @@ def test_engines_refuse_what_they_cannot_do(tmp_path):
             make_engine(neo, 2, DecodeConfig(engine="vllm"), tmp_path)
 
 
+def save_for_ctranslate2(family: str, folder: Path):
+    tokenizer = build_tokenizer(family)  # some without an unknown token, which CTranslate2 asks for
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(-len(tokenizer) % 8)])
+    model = build_model(family, len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
 @pytest.mark.parametrize("family_name", ["opt", "gpt2", "bloom", "llama"])
 def test_ctranslate2_decodes_what_transformers_decodes(family_name, tmp_path):
+    """It reads the folder; of the model it needs the architecture only."""
     pytest.importorskip("ctranslate2")
-    tokenizer = build_tokenizer(family_name)  # some without an unknown token, which CTranslate2 asks for
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(-len(tokenizer) % 8)])
-    model = build_model(family_name, len(tokenizer))
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    model, tokenizer = save_for_ctranslate2(family_name, tmp_path / "model")
+    with torch.device("meta"):
+        without_weights = type(model)(model.config)
     sources = [np.array([5, 9, 30, 41]), np.array([7, 50])]
     for beams in (1, 4):
         config = DecodeConfig(num_beams=beams, engine="ctranslate2")
-        engine = make_engine(model, tokenizer.eos_token_id, config, tmp_path / "model")
+        engine = make_engine(without_weights, tokenizer.eos_token_id, config, tmp_path / "model")
         ours, theirs = (
             dict(e.generate(sources, [6, 6])) for e in (engine, TransformersEngine(model, tokenizer.eos_token_id, config))
         )
@@ -155,6 +247,30 @@ def test_ctranslate2_decodes_what_transformers_decodes(family_name, tmp_path):
             assert ours[i][0].ids == theirs[i][0].ids
             assert ours[i][0].score == pytest.approx(theirs[i][0].score, rel=1e-3)
     assert (tmp_path / "model-ctranslate2-float32" / "model.bin").exists()
+
+
+def test_two_that_need_the_same_conversion_convert_once(tmp_path, monkeypatch):
+    """The second begins while the first converts; it must neither convert into its files nor replace what it reads."""
+    pytest.importorskip("ctranslate2")
+    from ctranslate2.converters import TransformersConverter
+
+    model, tokenizer = save_for_ctranslate2("opt", tmp_path / "model")
+    begun, both, convert = [], threading.Barrier(2), TransformersConverter.convert
+
+    def slow(self, *arguments, **options):
+        begun.append(arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=1)
+        return convert(self, *arguments, **options)
+
+    monkeypatch.setattr(TransformersConverter, "convert", slow)
+    config = DecodeConfig(engine="ctranslate2")
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(make_engine, model, tokenizer.eos_token_id, config, tmp_path / "model") for _ in range(2)]
+        answers = [dict(job.result().generate([np.arange(5, 9)], [6]))[0][0].ids for job in jobs]
+    assert len(begun) == 1
+    assert answers[0] == answers[1]
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["model", "model-ctranslate2-float32"]
 
 
 def test_what_ctranslate2_cannot_convert_is_refused(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import json
 import subprocess
@@ -13,17 +12,24 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
-from conftest import FAMILIES, build_model, build_tokenizer, pairs
-from seqtune.config import SOFT_PROMPTS, AdapterConfig, DecodeConfig, TrainConfig, load_config
+import seqtune.cli
+from conftest import FAMILIES, build_model, build_tokenizer, pairs, write_csv
+from seqtune.cli.app import run_app
+from seqtune.config import SOFT_PROMPTS, AdapterConfig, DecodeConfig, ModelConfig, TrainConfig, load_config
 from seqtune.decoding.engines import make_engine
+from seqtune.decoding.engines.exactness import fits
 from seqtune.decoding.engines.native import NativeEngine
-from seqtune.errors import ConfigError, ModelError
-from seqtune.models import adapters, soft_prompts
+from seqtune.errors import ConfigError, MissingDependencyError, ModelError
+from seqtune.models import soft_prompts
+from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.attention import use_fast_attention
+from seqtune.models.loading import load_model
 from seqtune.models.loss import TargetLoss
 from seqtune.records import Encoded
+from seqtune.runs import read_kept_tokens
 from seqtune.tokens.batching import collate
 from seqtune.training.loop import Trainer
 
@@ -59,10 +65,14 @@ def digest(parameter: torch.Tensor) -> str:
     return hashlib.sha256(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
+def trainable(model) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def train(model, steps: int = 8) -> list[float]:
     loss = TargetLoss(model)
     batch = collate(rows(soft_prompts.num_virtual_tokens(model)), 0)
-    optimizer = torch.optim.AdamW(adapters.trainable(model).values(), lr=5e-3)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=5e-3)
     values = []
     for _ in range(steps):
         value = loss(batch)
@@ -86,35 +96,81 @@ def test_trains_saves_loads_and_merges(method, family, tmp_path):
     config, model = settings(method), base(family, method)
     if (method, family) in REFUSED:
         with pytest.raises(ConfigError, match=REFUSED[method, family]):
-            adapters.attach(model, config)
+            Adapter.attach(model, config)
         return
     plain = copy.deepcopy(model)
     torch.manual_seed(0)
-    adapters.attach(model, config)
-    trained = set(adapters.trainable(model))
+    adapter = Adapter.attach(model, config)
+    trained = set(trainable(model))
     frozen = {name: digest(p) for name, p in model.named_parameters() if name not in trained}
-    count = sum(p.numel() for p in adapters.trainable(model).values())
+    count = sum(p.numel() for p in trainable(model).values())
     assert 0 < count < sum(p.numel() for p in plain.parameters())
     values = train(model)
     assert values[-1] < values[0]
     assert frozen == {name: digest(p) for name, p in model.named_parameters() if name not in trained}
-    adapters.save(model, config, tmp_path)
+    adapter.save(tmp_path)
     again = copy.deepcopy(plain)
-    assert adapters.load(again, tmp_path) == config
+    loaded = Adapter.load(again, tmp_path)
+    assert loaded.config == config
+    assert not trainable(again)
     again.eval()
     assert torch.equal(logits(again), logits(model))
     assert not torch.allclose(logits(again), logits(plain), atol=1e-4)
+    loaded.save(tmp_path / "again")
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, tmp_path / "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
     expected = logits(again)
     if method == "qlora":
         with pytest.raises(ConfigError, match="cannot be merged into 4-bit"):
-            adapters.merge(again, config)
+            loaded.merge()
     elif method in (*SOFT_PROMPTS, "bottleneck"):
         with pytest.raises(ConfigError, match="cannot be merged: the base has no weights"):
-            adapters.merge(again, config)
+            loaded.merge()
     else:
-        adapters.merge(again, config)
+        loaded.merge()
         assert [n for n, _ in again.named_parameters()] == [n for n, _ in plain.named_parameters()]
+        assert set(trainable(again)) == set(trainable(plain))
         assert torch.allclose(logits(again), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "qlora"])
+def test_detached_the_base_is_what_it_was(method, family, tmp_path):
+    """Weights, names, hooks and attributes; then the next adapter goes on, and is the first one in nothing but its values."""
+    if (method, family) in REFUSED:
+        return
+    plain, model = base(family, method), base(family, method)
+    attributes = set(vars(model))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        trained = base(family, method)
+        adapter = Adapter.attach(trained, settings(method))
+        train(trained, steps=2)
+        adapter.save(tmp_path / str(seed))
+        loaded = Adapter.load(model, tmp_path / str(seed))
+        assert torch.equal(logits(model), logits(trained))
+        loaded.detach()
+        assert soft_prompts.num_virtual_tokens(model) == 0
+        assert torch.equal(logits(model), logits(plain))
+        assert [n for n, _ in model.named_modules()] == [n for n, _ in plain.named_modules()]
+        assert {n: digest(p) for n, p in model.named_parameters()} == {n: digest(p) for n, p in plain.named_parameters()}
+        assert not any(m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+        assert set(vars(model)) == attributes
+
+
+@pytest.mark.parametrize("method", [*SOFT_PROMPTS, "lora", "bottleneck"])
+def test_a_copy_of_a_model_stands_alone(method):
+    """int8 decoding quantises a copy: it must not answer with the layers or the prompt of the model that it was copied from."""
+    model = base("llama", method)
+    Adapter.attach(model, settings(method))
+    train(model)
+    expected = logits(model)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(logits(copied), expected)
 
 
 @pytest.mark.parametrize("family", ["opt", "llama"])
@@ -134,7 +190,7 @@ def test_resumed_is_uninterrupted_to_the_bit(method, family, tmp_path):
     def trainer(folder) -> Trainer:
         model = base(family, method)
         torch.manual_seed(0)
-        adapters.attach(model, settings(method))
+        Adapter.attach(model, settings(method))
         folder.mkdir(exist_ok=True)
         return Trainer(model, rows(soft_prompts.num_virtual_tokens(model)), train_settings, folder)
 
@@ -156,9 +212,9 @@ def test_resumed_is_uninterrupted_to_the_bit(method, family, tmp_path):
     assert second.restore()
     assert second.state.step == 3
     second.run(quiet=True)
-    expected = adapters.trainable(whole.model)
+    expected = trainable(whole.model)
     assert expected
-    for name, parameter in adapters.trainable(second.model).items():
+    for name, parameter in trainable(second.model).items():
         assert torch.equal(parameter, expected[name]), name
     checkpoint = sorted((tmp_path / "broken" / "checkpoints").glob("step-*"))[-1]
     assert set(load_file(checkpoint / "model.safetensors")) == set(expected)
@@ -169,7 +225,7 @@ def test_resumed_is_uninterrupted_to_the_bit(method, family, tmp_path):
 def test_batched_beams_equal_single_ones(method, family):
     config, model = settings(method), base(family, method)
     torch.manual_seed(1)
-    adapters.attach(model, config)
+    Adapter.attach(model, config)
     train(model)
     model.eval()
     virtual = VOCABULARY + np.arange(soft_prompts.num_virtual_tokens(model))
@@ -190,7 +246,7 @@ def test_batched_beams_equal_single_ones(method, family):
 def test_transformers_with_left_padding_finds_the_same(method, family):
     """The reference engine pads sources of different lengths on the left; virtual tokens are padded like any other."""
     config, model = settings(method), base(family, method)
-    adapters.attach(model, config)
+    Adapter.attach(model, config)
     train(model)
     model.eval()
     virtual = VOCABULARY + np.arange(soft_prompts.num_virtual_tokens(model))
@@ -205,11 +261,28 @@ def test_transformers_with_left_padding_finds_the_same(method, family):
 
 def test_engines_that_would_leave_the_adapter_out_are_refused():
     model = base("opt", "prefix_tuning")
-    adapters.attach(model, settings("prefix_tuning"))
+    Adapter.attach(model, settings("prefix_tuning"))
     with pytest.raises(ConfigError, match="know no tuned prefix"):
-        make_engine(model, 1, DecodeConfig(engine="transformers"))
-    with pytest.raises(ConfigError, match="export it first"):
-        make_engine(model, 1, DecodeConfig(engine="ctranslate2"))
+        make_engine(model, 1, DecodeConfig(engine="transformers"), adapter_method="prefix_tuning")
+    with pytest.raises(ConfigError, match=r"this is an adapter \(prefix_tuning\) on its base: export it first"):
+        make_engine(model, 1, DecodeConfig(engine="ctranslate2"), adapter_method="prefix_tuning")
+
+
+def test_a_prefix_is_never_left_out_in_silence():
+    """A family that the native engine does not fit is decoded through transformers, whose caches would drop the prefix."""
+    model = transformers.MistralForCausalLM(
+        transformers.MistralConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"], bos_token_id=0, eos_token_id=1,
+        )
+    ).eval()  # fmt: skip
+    assert not fits(model)
+    Adapter.attach(model, settings("prefix_tuning"))
+    with pytest.raises(ConfigError, match="needs the native engine, which does not fit MistralForCausalLM"):
+        make_engine(model, 1, DecodeConfig(), adapter_method="prefix_tuning")
+    with pytest.raises(AssertionError, match="DynamicCache would leave the prefix out"):
+        model(torch.arange(5, 9)[None], past_key_values=transformers.DynamicCache())
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "gpt_neox", "llama"])
@@ -218,9 +291,9 @@ def test_soft_prompts_are_what_peft_makes_of_the_saved_folder(method, family, tm
     """peft loads what we saved; its logits for an unpadded text are ours."""
     config, model = settings(method), base(family, method)
     plain = copy.deepcopy(model)
-    adapters.attach(model, config)
+    adapter = Adapter.attach(model, config)
     train(model)
-    adapters.save(model, config, tmp_path)
+    adapter.save(tmp_path)
     theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path)).eval()
     ids = torch.arange(10, 20)[None]
     with torch.no_grad():
@@ -232,9 +305,9 @@ def test_injected_methods_are_what_peft_makes_of_the_saved_folder(tmp_path):
     for method in ("lora", "oft", "ia3"):
         config, model = settings(method), base("llama", method)
         plain = copy.deepcopy(model)
-        adapters.attach(model, config)
+        adapter = Adapter.attach(model, config)
         train(model)
-        adapters.save(model, config, tmp_path / method)
+        adapter.save(tmp_path / method)
         theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path / method)).eval()
         with torch.no_grad():
             expected = theirs(input_ids=torch.arange(10, 20)[None], use_cache=False).logits
@@ -255,8 +328,8 @@ COUNTS = {  # of a width of 32, two layers, rank 4: by hand from the shapes of t
 def test_targets_give_the_parameters_that_their_shapes_say(family):
     for targets, expected in (("attention-only", COUNTS[family][0]), ("all-linear", sum(COUNTS[family]))):
         model = build_model(family, VOCABULARY)
-        adapters.attach(model, AdapterConfig(method="lora", rank=4, targets=targets))
-        assert sum(p.numel() for p in adapters.trainable(model).values()) == expected
+        Adapter.attach(model, AdapterConfig(method="lora", rank=4, targets=targets))
+        assert sum(p.numel() for p in trainable(model).values()) == expected
 
 
 # width 32, 2 layers, rank and block size 4, 3 virtual tokens; from the shapes, in the order of FAMILIES
@@ -287,21 +360,21 @@ def test_the_number_of_trained_parameters(method, family):
         "layers": sum(n for name, n in sizes.items() if ".1." in name),
         "dora": sum(COUNTS[family]) + 2 * magnitudes,  # a magnitude per output of each target
     }
-    adapters.attach(model, settings(method))
-    count = sum(p.numel() for p in adapters.trainable(model).values())
+    Adapter.attach(model, settings(method))
+    count = sum(p.numel() for p in trainable(model).values())
     assert count == (expected[method] if method in expected else TRAINED[method][FAMILIES.index(family)])
 
 
 def test_what_matches_nothing_is_refused_with_near_names():
     model = build_model("opt", VOCABULARY)
     with pytest.raises(ConfigError, match="'q_prj' matches no linear layer; near names: q_proj"):
-        adapters.attach(model, AdapterConfig(method="lora", targets=["v_proj", "q_prj"]))
+        Adapter.attach(model, AdapterConfig(method="lora", targets=["v_proj", "q_prj"]))
     with pytest.raises(ConfigError, match=r"'\*\.layer\.7\.\*' matches no parameter; near names: "):
-        adapters.attach(model, AdapterConfig(method="layers", layers=["*.layer.7.*"]))
+        Adapter.attach(model, AdapterConfig(method="layers", layers=["*.layer.7.*"]))
     with pytest.raises(ConfigError, match="must divide the input width"):
-        adapters.attach(build_model("opt", VOCABULARY), AdapterConfig(method="oft", rank=5))
+        Adapter.attach(build_model("opt", VOCABULARY), AdapterConfig(method="oft", rank=5))
     with pytest.raises(ConfigError, match="blocks of 64"):
-        adapters.attach(build_model("opt", VOCABULARY), AdapterConfig(method="qlora"))
+        Adapter.attach(build_model("opt", VOCABULARY), AdapterConfig(method="qlora"))
 
 
 @pytest.mark.parametrize(
@@ -322,10 +395,17 @@ def test_what_does_not_go_together_is_refused(overrides, message):
         load_config(None, overrides)
 
 
-def seqtune(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "seqtune", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == expect, done.stderr
-    return done
+@pytest.fixture
+def seqtune(capsys):
+    """The command line in this process: arguments -> what it wrote."""
+
+    def run(*arguments: str, expect: int = 0):
+        code = run_app(arguments)
+        written = capsys.readouterr()
+        assert code == expect, written.err
+        return written
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -334,8 +414,7 @@ def neox(tmp_path_factory):
     tokenizer = build_tokenizer("gpt_neox")
     build_model("gpt_neox", len(tokenizer), width=64).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    with (folder / "pairs.csv").open("w", newline="") as handle:
-        csv.writer(handle).writerows([("input", "output"), *pairs(120)])
+    write_csv(folder / "pairs.csv", pairs(120))
     return folder
 
 
@@ -348,72 +427,144 @@ def command(folder, method: str, out: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+def stored_predictions(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "predictions.jsonl").open(encoding="utf-8")]
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora", "prefix_tuning", "layers"])
-def test_from_fit_to_export_through_the_command_line(neox, method):
+def test_from_fit_to_export_through_the_command_line(neox, seqtune, method):
     more = ["--set", "adapter.layers=['*.1.*']"] if method == "layers" else []
     done = seqtune(*command(neox, method, method, *more))
-    assert "of them trained" in done.stderr
+    assert "of them trained" in done.err
     run = neox / method
     for name in ("adapter.json", "adapter_model.safetensors", "tokenizer.json", "config.json"):
         assert (run / "model" / name).exists(), name
     assert not (run / "model" / "model.safetensors").exists()
-    stored = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    stored = stored_predictions(run)
     answers = seqtune(
         "predict", str(run), *[s["input"] for s in stored], "--num-beams", "2", "--set", "decode.max_new_tokens=8"
     )
-    assert answers.stdout.splitlines() == [s["prediction"] for s in stored]
+    assert answers.out.splitlines() == [s["prediction"] for s in stored]
     out = neox / (method + "-export")
     if method in ("lora", "layers"):
         exported = seqtune("export", str(run), "--to", "hf", "--out", str(out), "--verify", "10")
-        assert "0 of" in exported.stdout or "10" in exported.stdout
+        assert "0 of" in exported.out or "10" in exported.out
         assert (out / "model.safetensors").exists()
     else:
-        assert "cannot be merged" in seqtune("export", str(run), "--to", "hf", "--out", str(out), expect=1).stderr
+        assert "cannot be merged" in seqtune("export", str(run), "--to", "hf", "--out", str(out), expect=1).err
 
 
-@pytest.mark.slow
-def test_lora_with_trimming_packing_and_buckets(neox):
+def test_lora_with_trimming_packing_and_buckets(neox, seqtune):
     for batching in ("pack", "bucket"):
         out = f"trimmed-{batching}"
         more = ["--set", "model.trim_vocabulary=true", "--set", f"train.batching={batching}"]
         done = seqtune(*command(neox, "lora", out, *more))
-        assert "tokens are kept" in done.stderr
+        assert "tokens are kept" in done.err
         run = neox / out
-        stored = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()][:5]
+        stored = stored_predictions(run)[:5]
         answers = seqtune(
             "predict", str(run), *[s["input"] for s in stored], "--num-beams", "2", "--set", "decode.max_new_tokens=8"
         )
-        assert answers.stdout.splitlines() == [s["prediction"] for s in stored]
+        assert answers.out.splitlines() == [s["prediction"] for s in stored]
 
 
-@pytest.mark.slow
-def test_several_adapters_over_one_base(neox):
+def test_several_adapters_over_one_base(neox, seqtune):
     for method in ("ia3", "prompt_tuning", "bitfit"):
         seqtune(*command(neox, method, "side-" + method))
     names = [str(neox / f"side-{m}") for m in ("ia3", "prompt_tuning", "bitfit", "ia3")]
     flags = [flag for name in names for flag in ("--adapter", name)]
-    lines = seqtune("predict", str(neox / "base"), "123", "145", *flags).stdout.splitlines()
-    alone = {name: seqtune("predict", name, "123", "145").stdout.splitlines() for name in set(names)}
+    lines = seqtune("predict", str(neox / "base"), "123", "145", *flags).out.splitlines()
+    alone = {name: seqtune("predict", name, "123", "145").out.splitlines() for name in set(names)}
     assert lines == [f"{name}\t{text}" for name in names for text in alone[name]]
-    record = json.loads(seqtune("predict", str(neox / "base"), "123", *flags[:2], "--json").stdout)
+    record = json.loads(seqtune("predict", str(neox / "base"), "123", *flags[:2], "--json").out)
     assert (record["adapter"], record["prediction"]) == (names[0], alone[names[0]][0])
     wrong = seqtune("predict", "builtin:base", "123", "--adapter", names[0], expect=1)
-    assert "was trained on" in wrong.stderr
+    assert "was trained on" in wrong.err
 
 
-@pytest.mark.slow
-def test_an_adapter_goes_on_from_a_run(neox):
+def test_an_adapter_that_spoils_the_base_for_others_is_not_put_over_it(neox, seqtune):
+    """QLoRA's base is in 4 bits for good; the next adapter would answer on a base that it was not trained on."""
+    seqtune(*command(neox, "qlora", "spoils"))
+    refused = seqtune("predict", str(neox / "base"), "123", "--adapter", str(neox / "spoils"), expect=1).err
+    assert "(qlora) needs its base in 4-bit weights; predict with the run itself" in " ".join(refused.split())
+
+
+def test_an_adapter_goes_on_from_a_run(neox, seqtune):
     seqtune(*command(neox, "full", "first"))
     seqtune(*command(neox, "lora", "second", "--model", str(neox / "first")))
     seqtune(*command(neox, "bitfit", "third", "--model", str(neox / "second")))
-    assert seqtune("predict", str(neox / "third"), "123").stdout
+    assert seqtune("predict", str(neox / "third"), "123").out
     assert (neox / "third" / "metrics.json").exists()
 
 
-def test_an_adapter_on_another_base_is_refused(tmp_path):
-    model = build_model("llama", VOCABULARY)
-    adapters.attach(model, AdapterConfig(method="lora"))
-    adapters.save(model, AdapterConfig(method="lora"), tmp_path)
-    with pytest.raises((ModelError, ConfigError, RuntimeError)):
-        adapters.load(build_model("opt", VOCABULARY), tmp_path)
+def test_full_fine_tuning_goes_on_from_an_adapter(neox, seqtune):
+    """All of the merged base is trained; its whole vocabulary comes back from the merged base too."""
+    seqtune(*command(neox, "lora", "before"))
+    done = seqtune(*command(neox, "full", "after", "--model", str(neox / "before")))
+    assert "of them trained" not in done.err
+    assert "tokens are kept" in done.err
+    whole = neox / "whole"
+    seqtune("export", str(neox / "after"), "--to", "hf", "--out", str(whole), "--full-vocabulary")
+    begun = load_merged(ModelConfig(name=str(neox / "before")), 0)
+    exported, kept = load_model(ModelConfig(name=str(whole)), 0), read_kept_tokens(neox / "after")
+    changed = (exported.gpt_neox.embed_in.weight != begun.gpt_neox.embed_in.weight).any(1).nonzero().flatten().tolist()
+    assert set(changed) <= set(kept)
+    assert len(kept) < begun.config.vocab_size
+    weight = "gpt_neox.layers.0.mlp.dense_4h_to_h.weight"
+    assert not torch.equal(exported.get_parameter(weight), begun.get_parameter(weight))
+
+
+@pytest.mark.parametrize(("method", "engine"), [("lora", "ctranslate2"), ("prefix_tuning", "transformers")])
+def test_an_engine_that_cannot_decode_the_adapter_is_refused_before_training(neox, seqtune, method, engine):
+    refused = seqtune(*command(neox, method, f"never-{method}", "--set", f"decode.engine={engine}"), expect=1).err
+    assert f"decode.engine = '{engine}'" in refused
+    assert not (neox / f"never-{method}").exists()
+
+
+def test_peft_is_imported_for_adapters_only(neox, seqtune):
+    """It takes seconds; in a process of its own, because this one has imported it."""
+    seqtune(*command(neox, "ia3", "small"))
+    code = (
+        "import sys\n"
+        "from seqtune.decoding.predictor import Predictor\n"
+        "import seqtune.learner, seqtune.procedures.fit, seqtune.procedures.export\n"
+        f"for name in ('base', 'small'):\n    Predictor.of_run({str(neox)!r} + '/' + name)\n"
+        "    print(name, 'peft' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["base", "False", "small", "True"]
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck", "prompt_tuning", "prefix_tuning", "layers"])
+def test_an_adapter_on_another_base_is_refused(method, tmp_path):
+    """One of another width, and one of another family, which has no layer of these names."""
+    Adapter.attach(base("llama", method), settings(method)).save(tmp_path)
+    for other in (build_model("llama", VOCABULARY, width=64), build_model("gpt_neox", VOCABULARY, width=64)):
+        with pytest.raises(ModelError, match=r"the adapter in '.*' does not fit this base: "):
+            Adapter.load(other, tmp_path)
+
+
+def test_torn_weights_are_named(tmp_path):
+    Adapter.attach(base("llama", "lora"), settings("lora")).save(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ModelError, match="the adapter's weights in '.*' cannot be read"):
+        Adapter.load(base("llama", "lora"), tmp_path)
+
+
+@pytest.mark.parametrize("method", SOFT_PROMPTS)
+def test_a_loaded_prompt_lies_where_its_base_does(method, tmp_path):
+    """The meta device stands for a GPU: several adapters over one base are loaded onto a model that was moved there before."""
+    Adapter.attach(base("llama", method), settings(method)).save(tmp_path)
+    model = base("llama", method).to("meta")
+    Adapter.load(model, tmp_path)
+    prompt = soft_prompts.soft_prompt(model)
+    assert prompt.table().device == model.device
+
+
+def test_a_missing_peft_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "seqtune.models.adapter_methods", raising=False)
+    monkeypatch.delattr("seqtune.models.adapter_methods", raising=False)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingDependencyError, match=r"^an adapter needs the package 'peft': pip install peft$"):
+        Adapter.attach(build_model("llama", VOCABULARY), settings("lora"))

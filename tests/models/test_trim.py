@@ -21,7 +21,7 @@ from conftest import (
     pairs,
     write_csv,
 )
-from seqtune.config import DecodeConfig, load_config
+from seqtune.config import load_config
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import VocabularyError
 from seqtune.models.vocabulary import add_pieces, extend_embeddings, restore_embeddings, trim_embeddings, trim_tokenizer
@@ -181,7 +181,7 @@ def test_a_run_with_a_trimmed_vocabulary_is_a_standard_folder(llama_folder, tmp_
         fit(config, quiet=True)
         log = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in log if "loss" in line])
-        predictor = Predictor.load(str(tmp_path / name), DecodeConfig(max_new_tokens=8))
+        predictor = Predictor.of_run(str(tmp_path / name))
         predictions.append([predictor.predict([Example("1", text, None)])[0].prediction for text in ("123", "404")])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a" / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")

@@ -10,11 +10,11 @@ from seqtune.config import load_config
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ModelError
 from seqtune.models.loading import load_model, load_tokenizer
-from seqtune.models.vocabulary import add_pieces, extend_embeddings, frequent_pieces
+from seqtune.models.vocabulary import Vocabulary, add_pieces, extend_embeddings, frequent_pieces
 from seqtune.procedures.fit import fit
 from seqtune.records import Encoded, Example, Prompt
 from seqtune.tokens import preparation
-from seqtune.tokens.encode import Encoder, make_encoder
+from seqtune.tokens.encode import Encoder
 
 TEXTS = ["C=CC=CO 2,3-bis(oxidanyl)xylene", "C=CC=CN 2-azanylxylene", "naïve → C=CC=C 10 xylene"] * 4
 BYTE_LEVEL = ("opt", "gpt_neo", "gpt2", "gpt_neox", "bloom")
@@ -62,8 +62,8 @@ def test_old_tokens_keep_their_logits_and_new_rows_are_means(family):
 
 def test_special_tokens_in_the_data_stay_text():
     tokenizer = build_tokenizer("gpt2")
-    encoder = Encoder(tokenizer, 500, len(tokenizer))
-    encoder.adapt([f"a {tokenizer.eos_token} b"] * 10, 20)
+    vocabulary = Vocabulary(tokenizer, len(tokenizer)).with_pieces([f"a {tokenizer.eos_token} b"] * 10, 20)
+    encoder = Encoder(tokenizer, 500, len(tokenizer)).with_vocabulary(vocabulary)
     row = encoder.encode([Prompt("x", f"a {tokenizer.eos_token} b")])[0]
     assert isinstance(row, Encoded)
     assert row.input_ids.tolist().count(encoder.end) == 1
@@ -87,7 +87,7 @@ def test_left_open_the_vocabulary_is_adapted_where_that_pays(tmp_path, monkeypat
         monkeypatch.setattr(preparation, "ADAPT_ROWS", least)
         overrides = {"data.path": str(write_csv(tmp_path / "pairs.csv", rows)), "model.name": str(folder), **settings}
         config = load_config(overrides=overrides)
-        return len(preparation.prepare(config, make_encoder(config)).new_tokens)
+        return len(preparation.prepare(config).vocabulary.added)
 
     assert num_added(shredded, 10) > 5
     assert num_added(plain, 10) == 0
@@ -111,7 +111,7 @@ def test_a_run_carries_its_vocabulary(tmp_path):
         }
     )  # fmt: skip
     fit(config, quiet=True)
-    predictor = Predictor.load(str(tmp_path / "run"), config.decode)
+    predictor = Predictor.of_run(str(tmp_path / "run"))
     assert len(predictor.encoder.tokenizer) == predictor.model.config.vocab_size > len(tokenizer)
     assert predictor.predict([Example("1", "C=CC=C5", None)])[0].status in ("ok", "unfinished")
     assert load_model(config.model, 0).config.vocab_size == len(load_tokenizer(config.model)) == len(tokenizer)

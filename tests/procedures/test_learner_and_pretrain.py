@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,18 @@ from conftest import pairs
 from seqtune import SequenceLearner
 from seqtune.config import ModelConfig, TrainConfig
 from seqtune.errors import DataError, MissingDependencyError, RunError
-from seqtune.models.loading import builtin_path, load_model, load_tokenizer
-from seqtune.procedures.pretrain import Shape, bits_per_byte, pretrain, read_documents, rows_of, train_tokenizer
+from seqtune.models.loading import load_model, load_tokenizer
+from seqtune.models.location import builtin_path
+from seqtune.procedures.pretrain import (
+    Shape,
+    bits_per_byte,
+    pretrain,
+    read_documents,
+    rows_of,
+    split_documents,
+    train_tokenizer,
+)
+from seqtune.training.loop import Trainer
 
 INPUTS, OUTPUTS = map(list, zip(*pairs(40), strict=True))
 
@@ -71,8 +82,75 @@ def test_pretrain_beats_random_and_writes_a_usable_base(corpus, tmp_path, llama_
     assert json.loads((out / "pretraining.json").read_text())["num_parameters"] == facts["num_parameters"]
     model, tokenizer = load_model(ModelConfig(name=str(out)), 0), load_tokenizer(ModelConfig(name=str(out)))
     assert model.config.vocab_size == len(tokenizer) == 300
-    with pytest.raises(RunError, match="exists"):
-        pretrain([corpus], out, shape, TrainConfig())
+    assert not (out / "work").exists()
+    for resume in (False, True):
+        with pytest.raises(RunError, match="exists, and there is no unfinished pretraining in it; choose another --out"):
+            pretrain([corpus], out, shape, TrainConfig(), resume=resume)
+
+
+SMALL = Shape(vocab_size=300, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64, row_length=64)
+
+
+@pytest.fixture
+def interrupted(corpus, tmp_path, monkeypatch) -> Path:
+    """A folder in which pretraining was stopped after 4 steps."""
+    take_step = Trainer._step
+
+    def step(self, number, share):
+        take_step(self, number, share)
+        self._interrupted = self.state.step == 4
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step)
+        with pytest.raises(RunError, match="interrupted at step 4; the same command with --resume goes on"):
+            pretrain([corpus], tmp_path / "base", SMALL, BRIEF)
+    return tmp_path / "base"
+
+
+BRIEF = TrainConfig(max_steps=8, token_budget=1024, precision="fp32")
+
+
+def test_resumed_pretraining_is_uninterrupted_to_the_bit_and_leaves_a_plain_base(corpus, tmp_path, interrupted):
+    with pytest.raises(RunError, match="holds a pretraining already; go on with --resume, or choose another --out"):
+        pretrain([corpus], interrupted, SMALL, BRIEF)
+    (interrupted / "work" / "notes.md").write_text("mine")
+    pretrain([corpus], interrupted, SMALL, BRIEF, resume=True)
+    pretrain([corpus], tmp_path / "whole", SMALL, BRIEF)
+    assert (interrupted / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert [p.name for p in (interrupted / "work").iterdir()] == ["notes.md"]
+    assert {p.name for p in (tmp_path / "whole").iterdir()} == {
+        "config.json", "generation_config.json", "model.safetensors", "pretraining.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def test_pretraining_goes_on_with_what_it_began_with(corpus, interrupted):
+    before = {p: p.read_bytes() for p in interrupted.rglob("*") if p.is_file()}
+    with pytest.raises(RunError, match="changed: num_layers: 1 -> 2; max_steps: 8 -> 9"):
+        pretrain([corpus], interrupted, replace(SMALL, num_layers=2), BRIEF.model_copy(update={"max_steps": 9}), resume=True)
+    corpus.write_text(corpus.read_text().replace("fox", "cat"))
+    with pytest.raises(RunError, match="--resume needs the corpus that the pretraining began with"):
+        pretrain([corpus], interrupted, SMALL, BRIEF, resume=True)
+    assert {p: p.read_bytes() for p in interrupted.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_that_is_called_work_is_no_pretraining(corpus, tmp_path):
+    project = tmp_path / "project"
+    (project / "work").mkdir(parents=True)
+    (project / "work" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="there is no unfinished pretraining in it"):
+        pretrain([corpus], project, SMALL, BRIEF, resume=True)
+    assert [str(p.relative_to(project)) for p in project.rglob("*")] == ["work", "work/thesis.tex"]
+
+
+def test_some_text_is_held_out_of_every_corpus():
+    """1% of 100 paragraphs is none with a chance of e**-1."""
+    for start in range(20):
+        documents = [f"paragraph {start} {i}" for i in range(100)]
+        training, held_out = split_documents(documents)
+        assert held_out
+        assert sorted(training + held_out) == sorted(documents)
+    many = [f"paragraph {i}" for i in range(20_000)]
+    assert len(split_documents(many)[1]) == pytest.approx(200, abs=50)  # 3.5 standard deviations
 
 
 def test_bits_per_byte_by_hand(corpus, llama_folder):
@@ -101,7 +179,7 @@ def test_rows_hold_the_whole_stream(corpus):
 
 def test_too_little_text_is_refused(tmp_path):
     (tmp_path / "t.txt").write_text("one\n\ntwo")
-    with pytest.raises(DataError, match="holds 2 paragraphs"):
+    with pytest.raises(DataError, match="holds 2 different paragraphs"):
         read_documents([tmp_path / "t.txt"])
 
 
@@ -183,4 +261,34 @@ def test_demo_runs_from_table_to_verdicts(tmp_path, monkeypatch, capsys):
     assert data["leakage"]["test"]["same_key"] == 0
     assert len(tested) > 5
     assert run_app(["demo", "--out", str(out)]) == 1
-    assert "exists and is not empty" in capsys.readouterr().err
+    assert "holds a demonstration already; replace it with --overwrite" in capsys.readouterr().err
+    (out / "notes.md").write_text("mine")
+
+    def fit(config, *, overwrite):
+        raise RunError(f"{config.out}, overwrite {overwrite}")
+
+    monkeypatch.setattr(demo, "fit", fit)
+    assert run_app(["demo", "--out", str(out), "--overwrite"]) == 1
+    assert f"{out / 'run'}, overwrite True" in capsys.readouterr().err
+    assert (out / "notes.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", [".", "run"])
+def test_a_demonstration_replaces_nobody_elses_folder(tmp_path, monkeypatch, capsys, place):
+    """With a table of the demonstration's name in it, or with a folder that is called `run`."""
+    from seqtune import folders
+    from seqtune.cli.app import run_app
+    from seqtune.procedures import demo
+
+    if place == "run":
+        folders.create(tmp_path, demo.DEMO)
+    (tmp_path / "run").mkdir()
+    names = ("molecules.csv", "thesis.tex", "run/config.yaml", "run/results.txt")
+    for name in names if place == "." else names[2:]:
+        (tmp_path / name).write_text("years of work")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.chdir(tmp_path)
+    assert run_app(["demo", "--out", ".", "--overwrite"]) == 1
+    kind = "run" if place == "run" else "demonstration"
+    assert f"error: '{place}' is not empty, and it is no {kind} that seqtune made" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -10,9 +10,11 @@ import polars
 import pytest
 
 from seqtune.cli.app import run_app
+from seqtune.config import Config
 from seqtune.errors import ConfigError, RunError
 from seqtune.records import Hypothesis, Prediction
-from seqtune.report import difference, examples_for, write_report
+from seqtune.report import answers, difference, examples_for, model_card, write_report
+from seqtune.report.scores import scores_of
 from seqtune.runs import write_json, write_predictions
 from seqtune.scoring.evaluate import evaluate
 from seqtune.studies import analysis
@@ -76,7 +78,8 @@ def test_differences_are_marked(prediction, reference, ours, theirs, first):
     assert difference(prediction, reference) == (ours, theirs, first)
 
 
-def test_a_studys_page_has_its_table_plots_and_forecast(tmp_path):
+def test_a_studys_page_has_its_table_plots_and_forecast(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "NUM_RESAMPLES", 10)
     rows = [
         {"data.num_examples": n, "model.init": init, "seeds": 1, "exact_match": 1 - 0.2 - 3 * n**-0.5, "exact_match_low": 0.0,
          "exact_match_high": 1 - 0.1 - 3 * n**-0.5, "edit_similarity": 0.9 - n**-0.5, "edit_similarity_low": 0.5,
@@ -184,3 +187,141 @@ def test_a_forecast_covers_the_truth_and_is_checked_on_the_largest_size():
     assert measured == pytest.approx(scores[-1])
     assert found.low < measured < found.high
     assert analysis.check_forecast(sizes[:3], scores[:3], halves[:3]) is None
+
+
+def summary_rows(sizes, init: str = "pretrained", **more) -> list[dict]:
+    """A study's summary along the number of examples, on a power law."""
+    rows = []
+    for n in sizes:
+        error = 0.2 + 3 * (n or 6400) ** -0.5
+        row = {"data.num_examples": n, "model.init": init, "seeds": 1}
+        for score in ("exact_match", "edit_similarity"):
+            row |= {score: 1 - error, f"{score}_low": 0.99 - error, f"{score}_high": 1.01 - error}
+        rows.append(row | {key: value if n is None else n for key, value in more.items()})
+    return rows
+
+
+def write_study(folder, rows) -> str:
+    polars.DataFrame(rows).write_csv(folder / "summary.csv")
+    polars.DataFrame(rows).write_csv(folder / "results.csv")
+    return write_report(folder).read_text()
+
+
+def test_the_whole_table_is_a_size_too_and_two_sizes_are_no_curve(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "NUM_RESAMPLES", 10)
+    rows = summary_rows((100, 400, 1600, None), training_rows=6400) + summary_rows((100, 400), "random", training_rows=400)
+    page = write_study(tmp_path, rows)
+    assert "pretrained: exact match: the smaller sizes predict 0.76" in page  # 1 - (0.2 + 3 / sqrt(6400)) = 0.7625
+    assert "for 6,400 examples; measured 0.762" in page
+    assert "random: " not in page.partition("<h2>Summary</h2>")[0]
+    assert {row["points"] for row in examples_for(tmp_path, "exact_match=0.7")} == {"pretrained"}
+    # a table whose size is not known is left out
+    page = write_study(tmp_path, summary_rows((100, 400, 1600, None)))
+    assert "the smaller sizes predict" not in page
+    assert "exact match 0.75: about " in page
+
+
+def test_no_forecast_beyond_a_perfect_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "NUM_RESAMPLES", 10)
+    rows = [row | {"exact_match": value} for row, value in zip(summary_rows((100, 400, 1600)), (0.5, 0.9, 1.0), strict=True)]
+    page = write_study(tmp_path, rows)
+    assert "exact match 1.05" not in page
+    assert "edit similarity 0.75: " in page
+
+
+def answered(name: str, score: float, prediction: str = "wrong", status: str = "ok", **more) -> Prediction:
+    return Prediction(name, name, "right", prediction, score, (Hypothesis("h", score, 3, True),), status, **more)
+
+
+def test_rows_without_an_answer_come_last_and_have_no_confidence(tmp_path):
+    rows = [
+        Prediction("too-long", "x", "right", "", 0.0, (), "too_long"),
+        answered("abstained", -0.01, "", "abstained"),
+        answered("unsure", -2.0),
+        answered("sure", -0.1),
+        answered("fine", -0.2, "right"),
+    ]
+    write_predictions(tmp_path / "predictions.jsonl", rows)
+    write_json(tmp_path / "metrics.json", evaluate(rows))
+    page = write_report(tmp_path).read_text()
+    shown = re.findall(r'<p class="soft">(\S+) · (\S+) · parts at .* of 5(?: · confidence (\S+))?</p>', page)
+    assert shown == [
+        ("sure", "ok", "0.905"), ("unsure", "ok", "0.135"), ("too-long", "too_long", ""), ("abstained", "abstained", ""),
+    ]  # fmt: skip
+
+
+def test_the_share_answered_is_of_all_rows(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(answers, "_reliability_plot", lambda confidence, right: drawn.update(confidence=confidence.tolist()))
+    monkeypatch.setattr(answers, "svg", lambda figure: drawn.update(line=figure.axes[0].lines[0].get_xydata().tolist()))
+    rows = [
+        Prediction("e", "", "right", "", 0.0, (), "empty"),
+        answered("a", -1.0),
+        answered("b", 0.0, "right"),
+        answered("c", -2.0),
+    ]
+    answers.confidence_plots(rows)
+    assert drawn["confidence"] == pytest.approx([np.exp(-1.0), 1.0, np.exp(-2.0)])
+    assert drawn["line"] == [[0.25, 1.0], [0.5, 0.5], [0.75, 1 / 3]]
+
+
+def study_results(folder, validations) -> list[dict]:
+    """Two points: the second is better on the test rows."""
+    rows = []
+    for index, (test, validation) in enumerate(zip((0.3, 0.6), validations, strict=True)):
+        run = folder / f"run-{index}"
+        run.mkdir(exist_ok=True)
+        write_predictions(run / "predictions.jsonl", [answered(f"of-point-{index}", -1.0)])
+        scores = {f"{name}{end}": test for name in ("exact_match", "edit_similarity") for end in ("", "_low", "_high")}
+        found = {f"validation_{name}": validation for name in ("exact_match", "edit_similarity")}
+        rows.append({"train.clip": index, "seed": 0} | scores | found | {"run": str(run), "evaluation": str(run)})
+    return rows
+
+
+def study_with(folder, rows) -> str:
+    polars.DataFrame(rows).write_csv(folder / "results.csv")
+    summary = [{"train.clip": row["train.clip"], "seeds": 1} | row for row in rows]
+    polars.DataFrame(summary).select(polars.exclude("seed", "run", "evaluation")).write_csv(folder / "summary.csv")
+    return write_report(folder).read_text()
+
+
+def test_the_best_point_is_chosen_by_validation_or_the_page_says_that_it_was_not(tmp_path):
+    page = study_with(tmp_path, study_results(tmp_path, (0.5, 0.4)))
+    assert "The best point: clip 0</h2>" in page
+    assert "It was chosen by the validation rows; the test rows took no part." in page
+    assert "of-point-0 · ok" in page
+    by_test = "It was chosen by the test rows that it is judged on here"
+    page = study_with(tmp_path, study_results(tmp_path, (0.5, None)))
+    assert "The best point: clip 1</h2>" in page
+    assert by_test in page
+    shared = study_results(tmp_path, (0.5, 0.5))  # one run, decoded in two ways
+    page = study_with(tmp_path, [row | {"run": shared[0]["run"]} for row in shared])
+    assert "The best point: clip 1</h2>" in page
+    assert by_test in page
+
+
+def test_among_many_points_it_is_said_how_the_best_was_found_that_all_are_compared_with(tmp_path):
+    rows = study_results(tmp_path, (0.5, 0.4))
+    many = [rows[i % 2] | {"train.clip": i, "run": f"run-{i}"} for i in range(17)]
+    comparison = {
+        "metric": "exact_match", "a": "x", "b": "y", "score_a": 0.1, "score_b": 0.2, "difference": 0.1, "p_value": 0.5, "p_adjusted": 0.5,
+    }  # fmt: skip
+    polars.DataFrame([comparison]).write_csv(tmp_path / "comparisons.csv")
+    said = "each is compared with the best. It was chosen by the validation rows"
+    assert said in study_with(tmp_path, many)
+    assert said not in study_with(tmp_path, many[:16])
+
+
+def test_a_card_says_which_weights_it_is_about_and_shows_every_score(tmp_path):
+    data = {"num_rows": 9, "splits": {"train": 9}, "rejected": {"total": 0}, "leakage": {}}
+    state = {"step": 30, "total_steps": 30, "reason": "finished", "num_tokens": 5, "seconds": 1.0}
+    metrics = evaluate([answered("a", -1.0, "right")]) | {
+        "structure_accuracy": {"value": 0.5, "low": 0.25, "high": 0.75, "signature": "OPSIN"}
+    }
+    text = model_card(Config(), data, state | {"best": None, "best_step": 0}, metrics)
+    assert "There was no validation; the weights are those of the end, step 30." in text
+    assert "best by validation" not in text
+    assert "| structure_accuracy | 0.500 (0.250 to 0.750) |" in text
+    assert text.count("\n| ") == 1 + len(scores_of(metrics))
+    text = model_card(Config(), data, state | {"best": {"exact_match": 0.1}, "best_step": 20}, None)
+    assert "The weights are those of step 20, the best by validation." in text

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars
 import pytest
-import yaml
 from scipy import stats
+from toy import CONSTANT, run_here, study_file, without_validation
 
 from conftest import pairs, write_csv
 from seqtune import runs, studies
@@ -21,28 +21,11 @@ from seqtune.errors import ConfigError, RunError
 from seqtune.procedures.fit import fit
 from seqtune.records import Prediction
 from seqtune.runs import write_predictions
+from seqtune.scoring import significance
 from seqtune.scoring.evaluate import compare as compare_files
 from seqtune.scoring.evaluate import evaluate, read_predictions
-from seqtune.studies import conduct, execution, times
+from seqtune.studies import conduct, execution, logs, processes, times
 from seqtune.studies.points import chains as execution_chains
-
-
-def study_file(folder: Path, llama: Path, **changes) -> Path:
-    content = {
-        "name": "toy",
-        "base": {
-            "data": {"path": str(folder / "pairs.csv"), "split": {"test": 0.2, "validation": 0.1}},
-            "model": {"name": str(llama)},
-            "decode": {"max_new_tokens": 6},
-        },
-        "axes": {"data.num_examples": [20, 60], "decode.num_beams": [1, 2]},
-        "seeds": [0, 1],
-        "budget": {"kind": "steps", "value": 3},
-        "out": str(folder / "results" / "toy"),
-    } | changes
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 @pytest.fixture
@@ -132,6 +115,42 @@ def test_replicates_give_a_t_interval_and_single_points_their_own():
     assert (summary["exact_match_low"][1], summary["exact_match_high"][1]) == (0.1, 0.9)
 
 
+def test_a_score_that_is_undefined_for_a_seed_has_no_mean():
+    rows = [{"x": "a", "seed": s, "bleu_char": v, "bleu_char_low": v, "bleu_char_high": v} for s, v in ((0, 0.5), (1, None))]
+    (row,) = studies.summarise(polars.DataFrame(rows)).iter_rows(named=True)
+    assert row == {"x": "a", "seeds": 2, "bleu_char": None, "bleu_char_low": None, "bleu_char_high": None}
+
+
+def test_the_validation_of_the_kept_weights_is_the_first_of_the_best(tmp_path):
+    assert logs.kept_validation(logs.read_log(tmp_path)) is None
+    found = [
+        {"exact_match": 0.1, "edit_similarity": 0.9, "num_items": 50},
+        {"exact_match": 0.2, "edit_similarity": 0.5, "num_items": 10},
+        {"exact_match": 0.2, "edit_similarity": 0.5, "num_items": 20},
+        {"exact_match": 0.2, "edit_similarity": 0.4, "num_items": 90},
+    ]
+    lines = [json.dumps({"step": i, "validation": v}) + "\n" for i, v in enumerate(found)]
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 0, "loss": 1.0}) + "\n" + "".join(lines) + '{"step": 9, "valid')
+    log = logs.read_log(tmp_path)
+    assert logs.validations(log) == found
+    assert logs.kept_validation(log) == found[1]
+
+
+def test_beyond_16_points_all_are_compared_with_the_best_by_validation(tmp_path, monkeypatch):
+    monkeypatch.setattr(significance, "NUM_SWAPS", 100)
+    rows = []
+    for i in range(17):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        write_predictions(folder / "predictions.jsonl", [Prediction("1", "in", "right", "wrong", 0.0, (), "ok")])
+        validation = {"validation_exact_match": float(i == 3), "validation_edit_similarity": 0.5}
+        test = {"exact_match": float(i == 5), "edit_similarity": float(i == 5)}
+        rows.append({"x": i, "seed": 0} | test | validation | {"run": str(i), "evaluation": str(folder)})
+    assert set(studies.compare(polars.DataFrame(rows))["a"]) == {"x 3"}
+    unvalidated = [row | {"validation_exact_match": None} if row["x"] == 7 else row for row in rows]
+    assert set(studies.compare(polars.DataFrame(unvalidated))["a"]) == {"x 5"}
+
+
 @pytest.mark.slow
 def test_when_nothing_can_be_run_it_says_why(folder, llama_folder, capsys):
     path = study_file(folder, llama_folder, axes={"model.name": ["./absent"]}, seeds=[0])
@@ -139,32 +158,9 @@ def test_when_nothing_can_be_run_it_says_why(folder, llama_folder, capsys):
     assert "no point of 'toy' could be run; first: the model folder './absent' does not exist" in capsys.readouterr().err
 
 
-CONSTANT = {"schedule": "constant", "warmup": 0}
-
-
-def without_validation(folder: Path, llama: Path, train: dict = CONSTANT, **changes) -> studies.Study:
-    base = {
-        "data": {"path": str(folder / "pairs.csv"), "split": {"test": 0.2, "validation": 0.0}},
-        "model": {"name": str(llama)},
-        "decode": {"max_new_tokens": 6},
-        "train": train,
-    }
-    return studies.load_study(study_file(folder, llama, **({"base": base, "budget": None, "seeds": [0]} | changes)))
-
-
 @pytest.fixture
 def in_process(monkeypatch):
-    """Verbs run here instead of in a process each; returns the list of what was run."""
-    commands = []
-
-    def call(self, arguments):
-        commands.append(list(arguments))
-        if run_app(list(arguments)):
-            raise RunError("failed")
-        return 1
-
-    monkeypatch.setattr(execution._Process, "__call__", call)
-    return commands
+    return run_here(monkeypatch)
 
 
 def test_a_study_runs_once_lists_failures_and_tabulates(folder, llama_folder, in_process, capsys):
@@ -253,7 +249,7 @@ def test_another_process_that_trains_the_same_run_is_waited_for(folder, llama_fo
     with point.run.with_suffix(".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         asked = []
-        with pytest.raises(execution.Stopped):  # it asks whether to go on waiting, and does nothing else
+        with pytest.raises(processes.Stopped):  # it asks whether to go on waiting, and does nothing else
             execution.run_chain([point], 1, lambda: asked.append(1) or len(asked) > 2)
         assert (len(asked), in_process) == (3, [])
     assert execution.run_chain([point], 1) == []
@@ -265,7 +261,7 @@ def test_a_point_that_is_stopped_has_a_checkpoint_and_goes_on_from_it(folder, ll
     study = without_validation(folder, llama_folder, axes={"train.max_steps": [200]}, budget={"kind": "epochs", "value": 1000})
     point = studies.plan(study)[0]
     log = point.run / "log.jsonl"
-    with pytest.raises(execution.Stopped):
+    with pytest.raises(processes.Stopped):
         execution.run_chain([point], 1, lambda: log.exists() and log.read_text().count("\n") > 1)
     saved = runs.latest_checkpoint(point.run / "checkpoints")
     assert saved is not None
@@ -303,7 +299,7 @@ def test_on_a_cluster_the_same_runs_come_out(folder, llama_folder):
     wait_until(lambda: (long.run / "log.jsonl").exists() or task.done())
     task.stop()
     wait_until(task.done)
-    with pytest.raises(execution.Stopped):
+    with pytest.raises(processes.Stopped):
         task.result()
     assert runs.latest_checkpoint(long.run / "checkpoints")
     outcome = studies.run(study, ray="local", quiet=True)
@@ -354,7 +350,7 @@ class FakeTask:
 
     def result(self):
         if self.stopped:
-            raise execution.Stopped
+            raise processes.Stopped
         return []
 
     def stop(self):
@@ -414,6 +410,10 @@ def test_a_search_nears_the_best_prunes_and_goes_on_after_a_kill(folder, llama_f
     other = studies.load_study(search_file(folder, llama_folder, metric="exact_match"))
     with pytest.raises(ConfigError, match="was begun with other settings"):
         searching.search(other, FakeExecutor(), lambda *_: None)
+    # what the trials found does not hold for other data
+    write_csv(folder / "pairs.csv", pairs(121))
+    with pytest.raises(ConfigError, match="was begun with other data, another base or another version of seqtune"):
+        searching.search(more, FakeExecutor(), lambda *_: None)
 
 
 def test_a_search_without_validation_rows_is_refused(folder, llama_folder):

@@ -293,7 +293,7 @@ def test_a_parameter_without_a_gradient_is_an_error(llama_folder, tmp_path):
 def test_a_prefix_under_gradient_checkpointing_is_refused(llama_folder, tmp_path):
     """There nothing would be trained: refused in the settings, and by the loop, whoever calls it."""
     keys = {"adapter.method": "prefix_tuning", "train.gradient_checkpointing": True}
-    with pytest.raises(ConfigError, match="'prefix_tuning' and train.gradient_checkpointing: it turns off the cache"):
+    with pytest.raises(ConfigError, match="'prefix_tuning' trains nothing with train.gradient_checkpointing; set that to false"):
         load_config(overrides=keys)
     model = load_model(ModelConfig(name=str(llama_folder)), 0)
     attach(model, AdapterConfig(method="prefix_tuning", num_virtual_tokens=2))
@@ -497,7 +497,6 @@ def test_memory_does_not_grow(llama_folder, tmp_path):
 def test_all_optimisations_on_and_off_learn_the_same(llama_folder, tmp_path):
     """Held-out loss per target after the same rows: trimmed, bucketed, against whole, packed; within what another seed changes."""
     from seqtune.models.loss import TargetLoss
-    from seqtune.models.vocabulary import trim_embeddings, trim_tokenizer
     from seqtune.tokens.batching import collate
     from seqtune.tokens.preparation import prepare
 
@@ -511,18 +510,14 @@ def test_all_optimisations_on_and_off_learn_the_same(llama_folder, tmp_path):
                 "train.precision": "fp32", "data.split.test": 0.2,
             }
         )  # fmt: skip
-        encoder = seqtune.procedures.fit.make_encoder(config)
-        prepared = prepare(config, encoder)
+        config.model.trim_vocabulary = trim
+        prepared = prepare(config)
         model = load_model(config.model, 0)
-        kept = np.arange(model.config.vocab_size)
-        if trim:
-            kept = trim_tokenizer(encoder.tokenizer, prepared.encoded.used_ids().tolist(), []).kept
-            trim_embeddings(model, kept)
-            prepared.encoded = prepared.encoded.renumbered(kept)
+        prepared.vocabulary.apply(model)
         (tmp_path / name).mkdir()
         Trainer(model, prepared.encoded, config.train, tmp_path / name).run(quiet=True)
-        rows = encoder.encode([prepared.task.rendering.render(e) for e in prepared.examples["test"]])
-        ours = [Encoded(np.searchsorted(kept, r.input_ids), r.loss_start) for r in rows if isinstance(r, Encoded)]
+        rows = prepared.encoder.encode([prepared.task.rendering.render(e) for e in prepared.examples["test"]])
+        ours = [r for r in rows if isinstance(r, Encoded)]
         with torch.inference_mode():
             batch = collate(ours, 0)
             return float(TargetLoss(model.eval())(batch)) / len(batch.targets_N)

@@ -18,7 +18,7 @@ def smi(path: Path) -> Iterator[Example]:
         DataError: the file is not UTF-8 text.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split at U+2028
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not UTF-8 text: {error}") from None
     for number, line in enumerate(lines, start=1):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seqtune.errors import SeqtuneError
+from seqtune.report.scores import interval, rows_table, scores_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,14 +85,23 @@ def run_app(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        # safetensors and polars wrap the operating system's error in types of their own, or leave out its number
-        number, file = getattr(error, "errno", None), getattr(error, "filename", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            return complain(_DISK_FULL.format(f" while writing {file!r}" if file else ""))
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT):
-            return complain(f"{os.strerror(number)}: {file!r}")
-        raise
+        text = _file_error(error)
+        if text is None:  # a mistake of our own
+            raise
+        return complain(text)
     return DONE
+
+
+def _file_error(error: Exception) -> str | None:
+    """What to tell the user if the operating system refused to read or write a file; `None` for any other error."""
+    number, file, text = getattr(error, "errno", None), getattr(error, "filename", None), str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+        return _DISK_FULL.format(f" while writing {str(file)!r}" if file else "")
+    if number and file:
+        return f"{os.strerror(number)}: {str(file)!r}"
+    # errors of polars and safetensors come from Rust, without a number and a file name; their text says both
+    kinds = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+    return text if isinstance(error, kinds) or "(os error " in text else None
 
 
 def complain(text: str) -> int:
@@ -109,6 +119,36 @@ def overrides(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
         path, value = parse_override(text)
         found[".".join(path)] = value
     return found
+
+
+def read_only(flags: dict[str, Any], allowed: Sequence[str], verb: str) -> None:
+    """Refuse settings that a verb would not use.
+
+    Args:
+        flags: dotted key -> value.
+        allowed: keys, or `section.` for all of a section.
+        verb: for the message.
+
+    Raises:
+        ConfigError: names the first such key, and what the verb reads.
+    """
+    from seqtune.errors import ConfigError, did_you_mean
+
+    exact = [key for key in allowed if not key.endswith(".")]
+    for key in flags:
+        if key not in exact and not key.startswith(tuple(k for k in allowed if k.endswith("."))):
+            shown = ", ".join(f"{k}*" if k.endswith(".") else k for k in allowed)
+            raise ConfigError(f"--set {key}: `seqtune {verb}` does not use it{did_you_mean(key, exact)}; it reads {shown}")
+
+
+def section(flags: dict[str, Any], name: str) -> dict[str, Any]:
+    """The flags of one section, without its name.
+
+    Example:
+        >>> section({"decode.num_beams": 5, "data.id": "cid"}, "decode")
+        {'num_beams': 5}
+    """
+    return {key.removeprefix(f"{name}."): value for key, value in flags.items() if key.startswith(f"{name}.")}
 
 
 def is_config(path: str | None) -> bool:
@@ -141,7 +181,7 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     table = Table(title=title or None, title_justify="left")
     for heading in ("metric", "value", "95% interval"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
-    scores = {k: v for k, v in metrics.items() if isinstance(v, dict) and "signature" in v}
+    scores = scores_of(metrics)
     for name, value in scores.items():
         table.add_row(name, f"{value['value']:.4f}", f"{value['low']:.4f} to {value['high']:.4f}")
     out.print(table)
@@ -161,20 +201,28 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     _print_task_scores(metrics, out)
     for name, value in scores.items():
         out.print(f"{name}: {value['signature']}", style="dim", markup=False)
+    print_undefined(metrics, out)
     statuses = {k: v for k, v in metrics.get("status", {}).items() if k not in ("ok", "verified")}
     if statuses:
         out.print("not ok: " + ", ".join(f"{n} {status}" for status, n in statuses.items()), style="yellow")
 
 
+def print_undefined(metrics: dict[str, Any], out: Console) -> None:
+    """The metrics that have no value on these items, each with the reason."""
+    for name, reason in metrics.get("undefined", {}).items():
+        out.print(f"{name}: undefined, {reason}", style="yellow", markup=False)
+
+
 def _print_task_scores(metrics: dict[str, Any], out: Console) -> None:
     """The score of the references, other tools' scores, strata, and what verifying was worth."""
     for name, value in metrics.get("gold_ceiling", {}).items():
-        out.print(f"gold ceiling: the references themselves reach {name} {_interval(value)}")
+        out.print(f"gold ceiling: the references themselves reach {name} {interval(value)}")
     if metrics.get("baselines"):
-        _print_rows("other tools on the same items", ("tool", "items"), list(metrics["baselines"].items()), out)
+        rows = [{"label": name, **row} for name, row in metrics["baselines"].items()]
+        _print_rows("other tools on the same items", "tool", rows, out)
     for stratum, rows in metrics.get("strata", {}).items():
         if len(rows) > 1:
-            _print_rows(f"by {stratum}", (stratum, "items"), [(row["label"], row) for row in rows], out)
+            _print_rows(f"by {stratum}", stratum, rows, out)
     report = metrics.get("verification")
     if report:
         out.print(f"verification of {report['num_hypotheses']} hypotheses an item:")
@@ -182,22 +230,18 @@ def _print_task_scores(metrics: dict[str, Any], out: Console) -> None:
             if key == "num_hypotheses":
                 continue
             if "value" in value:
-                out.print(f"  {key}: {_interval(value)}")
+                out.print(f"  {key}: {interval(value)}")
             else:
-                out.print(f"  {key}: " + ", ".join(f"{part} {_interval(v)}" for part, v in value.items()))
+                out.print(f"  {key}: " + ", ".join(f"{part} {interval(v)}" for part, v in value.items()))
 
 
-def _print_rows(title: str, headings: tuple[str, str], rows: list[tuple[str, dict[str, Any]]], out: Console) -> None:
+def _print_rows(title: str, heading: str, rows: list[dict[str, Any]], out: Console) -> None:
     from rich.table import Table
 
-    names = list(dict.fromkeys(key for _, row in rows for key, value in row.items() if isinstance(value, dict)))
+    headings, cells = rows_table(heading, rows)
     table = Table(title=title, title_justify="left")
-    for heading in (*headings, *names):
-        table.add_column(heading.replace("_", " "), justify="left" if heading == headings[0] else "right", no_wrap=True)
-    for label, row in rows:
-        table.add_row(label, str(row["num_items"]), *(_interval(row[name]) if name in row else "-" for name in names))
+    for name in headings:
+        table.add_column(name.replace("_", " "), justify="left" if name == heading else "right", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
     out.print(table)
-
-
-def _interval(value: dict[str, Any]) -> str:
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

@@ -48,14 +48,12 @@ def check(
 
     from seqtune import runs
     from seqtune.procedures.check import report
-    from seqtune.tokens.encode import make_encoder
     from seqtune.tokens.preparation import prepare
 
-    encoder = make_encoder(config)
-    prepared = prepare(config, encoder)
+    prepared = prepare(config)
     if rejected:
         runs.write_rejected(Path(rejected), prepared.rejected)
-    result = report(prepared, encoder)
+    result = report(prepared)
     if as_json:
         print_json(result)
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seqtune.cli.app import JsonOption, app, print_json, stdout_console
+from seqtune.cli.app import JsonOption, app, print_json, print_undefined, stdout_console
 
 
 @app.command()
@@ -33,7 +33,8 @@ def compare(
     for heading in ("metric", "A", "B", "B - A", "p"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
     for name, row in result.items():
-        if name != "num_items":
+        if name not in ("num_items", "undefined"):
             table.add_row(name, *(f"{row[key]:.4f}" for key in ("a", "b", "difference", "p_value")))
     out.print(table)
+    print_undefined(result, out)
     out.print("paired randomisation, two-sided; p below 0.05 is unlikely to be chance", style="dim")

@@ -31,20 +31,19 @@ def demo(
 
     from seqtune.procedures import demo as procedure
     from seqtune.procedures.check import findings
-    from seqtune.tokens.encode import make_encoder
     from seqtune.tokens.preparation import prepare
 
     began = time.monotonic()
     table, counts = procedure.build_table(Path(out), overwrite=overwrite)
     config = procedure.configuration(table, Path(out), minutes)
-    prepared = prepare(config, make_encoder(config))
+    prepared = prepare(config)
     sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())
     shared = prepared.leakage["test"]["same_key"]
     _say(f"{table}: {counts['kept']:,} of {counts['records']:,} records of the chemicals package")
     _say(f"{sides}; {shared} test molecules share an InChIKey first block with training")
     for finding in findings(prepared):
         _say(f"{finding.level}: {finding.text}")
-    shown = procedure.run(config)
+    shown = procedure.run(config, overwrite=overwrite)
     seconds = time.monotonic() - began
     if as_json:
         result = {"run": str(shown.fitted.folder), "base": shown.base_metrics, "fine_tuned": shown.fitted.metrics}
@@ -61,7 +60,7 @@ def _show(shown: Demo, seconds: float) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from seqtune.report.card import SHOWN
+    from seqtune.report.scores import scores_of
 
     assert shown.fitted.metrics is not None
     out = stdout_console()
@@ -69,14 +68,10 @@ def _show(shown: Demo, seconds: float) -> None:
     base = f"base model ({shown.base_metrics['num_items']} of them)"
     for heading in ("metric", base, "fine-tuned", "95% interval"):
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
-    for name in SHOWN:
-        ours = shown.fitted.metrics[name]
-        table.add_row(
-            name,
-            f"{shown.base_metrics[name]['value']:.4f}",
-            f"{ours['value']:.4f}",
-            f"{ours['low']:.4f} to {ours['high']:.4f}",
-        )
+    before = scores_of(shown.base_metrics)
+    for name, ours in scores_of(shown.fitted.metrics).items():
+        base_value = f"{before[name]['value']:.4f}" if name in before else "-"
+        table.add_row(name, base_value, f"{ours['value']:.4f}", f"{ours['low']:.4f} to {ours['high']:.4f}")
     out.print(table)
     out.print("ten held-out molecules, drawn by hash:")
     for sample in shown.samples:

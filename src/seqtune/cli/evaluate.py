@@ -22,13 +22,27 @@ from seqtune.cli.app import (
     overrides,
     print_json,
     print_metrics,
+    read_only,
+    section,
+)
+
+READ = (
+    "data.delimiter",
+    "data.quote",
+    "data.id",
+    "data.num_examples",
+    "data.split.seed",
+    "data.max_input_characters",
+    "data.max_output_characters",
+    "data.max_cell_characters",
+    "data.max_rejected",
 )
 
 
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hub id.")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A table with references.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A table with references, or a run: its test rows again.")],
     out: Annotated[str | None, typer.Option("--out", help="Folder for metrics.json and predictions.jsonl.")] = None,
     input: InputOption = None,
     output: OutputOption = None,
@@ -46,9 +60,7 @@ def evaluate(
 
     [bold]Example[/bold]: seqtune evaluate runs/names test.tsv --num-beams 5 --out runs/names/test
     """
-    from seqtune.config import load_config
-
-    decode = overrides(
+    flags = overrides(
         settings,
         decode__num_beams=num_beams,
         decode__num_return=num_return,
@@ -56,33 +68,17 @@ def evaluate(
         decode__abstain=abstain,
         decode__engine=engine,
     )
-    config = load_config(None, decode)
+    read_only(flags, ("decode.", *READ), "evaluate")
     from pathlib import Path
 
-    from seqtune import runs
-    from seqtune.data.sources import check_rejected_share, read_examples
-    from seqtune.decoding.predictor import Predictor, predict_with_progress
-    from seqtune.scoring.evaluate import evaluate_task
-    from seqtune.tokens.preparation import training_rows, within_limits
+    from seqtune.config import load_config
+    from seqtune.procedures.evaluate import Questions
+    from seqtune.procedures.evaluate import evaluate as procedure
 
-    predictor = Predictor.load(run, config.decode, task)
-    columns = {"input": input or predictor.task.input, "output": output or predictor.task.output}
-    settings_for_data = config.data.model_copy(update=columns)
-    examples, bad = read_examples(data, settings_for_data)
-    if bad:
-        check_rejected_share(len(bad), len(examples) + len(bad), config.data.max_rejected, bad[0])
-    examples = [e for e in examples if within_limits(e, settings_for_data)][: config.data.num_examples]
-    predictions = predict_with_progress(predictor, examples, "evaluate")
-    training = None if no_baselines else training_rows(Path(run))
-    metrics, predictions = evaluate_task(predictions, predictor.task, training)
-    if out:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.write_predictions(folder / "predictions.jsonl", predictions)
-        runs.write_rejected(folder / "rejected.jsonl", bad)
-        runs.write_json(folder / "metrics.json", metrics)
-        predictor.task.save(folder / "task.yaml")
+    config = load_config(None, {key: value for key, value in flags.items() if key.startswith("data.")})
+    questions = Questions(data, input, output, config.data, section(flags, "decode"), task, not no_baselines)
+    metrics = procedure(run, questions, Path(out) if out else None)
     if as_json:
         print_json(metrics)
     else:
-        print_metrics(metrics, f"{len(predictions)} rows of {data}")
+        print_metrics(metrics, f"{metrics['num_items']} rows of {data}")

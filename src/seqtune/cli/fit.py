@@ -51,7 +51,11 @@ def fit(
         print(resolved.to_yaml(), end="")
         return
     from seqtune.procedures.fit import fit as procedure
+    from seqtune.procedures.fit import run_folder
+    from seqtune.runs import check_outside
 
+    if overwrite:
+        check_outside(run_folder(resolved), [config])
     fitted = procedure(resolved, resume=resume, overwrite=overwrite)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
         return

@@ -22,6 +22,8 @@ from seqtune.cli.app import (
     VerifyOption,
     app,
     overrides,
+    read_only,
+    section,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from seqtune.records import Prediction
 
 OUT_KINDS = (".jsonl", ".csv", ".tsv")
+READ = ("data.delimiter", "data.quote", "data.id", "data.max_cell_characters")
 CHUNK = 256  # lines of stdin answered at once
 AdapterOption = Annotated[
     list[str] | None,
@@ -74,16 +77,18 @@ def predict(
         settings, decode__num_beams=num_beams, decode__num_return=num_return, decode__length_penalty=length_penalty,
         decode__max_new_tokens=max_new_tokens, decode__verify=verify, decode__abstain=abstain, decode__engine=engine,
     )  # fmt: skip
-    config = load_config(None, flags)
+    read_only(flags, ("decode.", *READ), "predict")
+    config = load_config(None, {key: value for key, value in flags.items() if key.startswith("data.")})
+    decode = section(flags, "decode")
     from seqtune.decoding.predictor import Predictor
 
-    several = config.decode.num_return > 1
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] - an input that is no text is shown as it came
     if adapter:
         if file or out or grid:
             raise ConfigError("--adapter answers texts or stdin, printed beside each other; not --file, --out or --grid")
-        _print_beside(Predictor.over(run, adapter, config.decode), texts, as_json, several)
+        _print_beside(Predictor.over(run, adapter, decode), texts, as_json)
         return
-    predictor = Predictor.load(run, config.decode, task)
+    predictor = Predictor.of_run(run, decode, task)
     if file:
         columns = {"input": input or predictor.task.input, "output": predictor.task.output}
         answers = _from_table(predictor, file, config.data.model_copy(update=columns))
@@ -96,7 +101,7 @@ def predict(
         _write(answers, Path(out))
         return
     for number, prediction in enumerate(answers, start=1):
-        _print(prediction, number, as_json, several)
+        _print(prediction, number, as_json, predictor.decode.num_return > 1)
 
 
 def _write(answers: Iterable[Prediction], out: Path) -> None:
@@ -120,6 +125,7 @@ def _from_table(predictor: Predictor, file: str, data: DataConfig) -> Iterator[P
         yield from predict_with_progress(predictor, list(plugins.load(reader)(Path(file))), "predict")
         return
     examples, rejected = read_examples(file, data, need_output=False)
+    predictor.template.check_columns(list(examples[0].fields), with_target=False)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
     yield from predict_with_progress(predictor, examples, "predict")
@@ -132,18 +138,24 @@ def _from_lines(predictor: Predictor, texts: list[str] | None) -> Iterator[Predi
     if not texts and sys.stdin.isatty():
         print("reading stdin, one input a line; Ctrl-D ends it", file=sys.stderr)
         chunk_size = 1
-    lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
+    lines = iter(texts) if texts else _stdin_lines()
     numbered = (Example(str(i), text, None) for i, text in enumerate(lines, start=1))
     while chunk := [e for _, e in zip(range(chunk_size), numbered, strict=False)]:
         yield from predictor.predict(chunk)
 
 
-def _print_beside(predictors: Iterator[tuple[str, Predictor]], texts: list[str] | None, as_json: bool, several: bool) -> None:
+def _print_beside(predictors: Iterator[tuple[str, Predictor]], texts: list[str] | None, as_json: bool) -> None:
     """The answers of one adapter after the other to the same inputs."""
-    asked = texts or [line.rstrip("\r\n") for line in sys.stdin]
+    asked = texts or list(_stdin_lines())
     for name, predictor in predictors:
         for number, prediction in enumerate(_from_lines(predictor, asked), start=1):
-            _print(prediction, number, as_json, several, name)
+            _print(prediction, number, as_json, predictor.decode.num_return > 1, name)
+
+
+def _stdin_lines() -> Iterator[str]:
+    """Lines of stdin; a byte that is no UTF-8 stays in its line, so that one answer is missing and not all."""
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    return (line.rstrip("\r\n") for line in sys.stdin)
 
 
 def _draw(predictor: Predictor, predictions: list[Prediction], path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Tables and what a row says: the first room that a row passes through.
+"""Tables -> rows -> prompts: the first room that a row passes through.
 
-In comes the name of a table and the `data`, `format` and `task` settings. Out go `Example`s, dealt to training, validation and
-test, and the `Prompt` that a template makes of each. Rows that cannot be used go out as `Rejected`, with file, line and reason;
-nothing here loads torch.
+In comes the name of a table and the `data`, `format` and `task` settings. Out go `Example`s, split into training, validation
+and test, and the `Prompt` that a template makes of each; the same template finds the answer in what a model writes. Rows that
+cannot be used go out as `Rejected`, with file, line and reason; nothing here loads torch.
 """
 
 from seqtune.rooms import hands_on

@@ -1,11 +1,12 @@
 """Tables -> rows: CSV, TSV, JSONL and Parquet, plain or compressed, local or `hf://`.
 
-Text tables go through the standard library's readers because every bad row must be named by its
-line; they stream, so memory holds one row at a time. Parquet goes through polars.
+Text tables are read line by line with the standard library, because a bad row must be named by its line and must not stop the
+others. Parquet is read as a whole with polars.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -23,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from seqtune.config import DataConfig
 from seqtune.errors import DataError, did_you_mean
-from seqtune.records import Example, Rejected
+from seqtune.records import Example, Rejected, lone_surrogate
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -33,7 +34,7 @@ GUESSES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A file that has been opened far enough to know its columns."""
+    """A table file whose kind and columns are known."""
 
     name: str
     path: Path
@@ -144,10 +145,8 @@ def _reader(table: Table, handle: io.TextIOWrapper, config: DataConfig) -> Itera
 
 def _columns(table: Table, config: DataConfig) -> list[str]:
     if table.kind == ".parquet":
-        try:
+        with _reading_parquet(table):
             return list(polars.read_parquet_schema(_parquet(table)))
-        except (polars.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{table.name!r} cannot be read as Parquet: {error}") from None
     with _text(table) as handle:
         if handle.buffer.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[attr-defined]
             raise DataError(f"{table.name!r} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW")
@@ -175,7 +174,7 @@ def _json_object(line: str) -> dict[str, object] | str:
     """The object on a line, or what is wrong with it."""
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
         return f"not JSON ({error})"
     return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object"
 
@@ -215,8 +214,17 @@ def _parquet(table: Table) -> Path | io.BytesIO:
         return io.BytesIO(handle.read())
 
 
+@contextlib.contextmanager
+def _reading_parquet(table: Table) -> Iterator[None]:
+    try:
+        yield
+    except (polars.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{table.name!r} cannot be read as Parquet: {error}") from None
+
+
 def _parquet_rows(table: Table) -> Iterator[dict[str, str]]:
-    frame = polars.read_parquet(_parquet(table))
+    with _reading_parquet(table):
+        frame = polars.read_parquet(_parquet(table))
     for record in frame.iter_rows(named=True):
         yield {key: "" if value is None else str(value) for key, value in record.items()}
 
@@ -283,8 +291,7 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
             continue
         assert isinstance(row, dict)
         identity = row.get(config.id, "") if config.id else ""
-        output = row.get(config.output)
-        examples.append(Example(identity or str(line), row[config.input], output, row, name, line))
+        examples.append(Example(identity or str(line), row[config.input], row.get(config.output), row, name, line))
     if not examples:
         first = f"; first: line {rejected[0].line}: {rejected[0].reason}" if rejected else ""
         raise DataError(f"{name!r} holds no usable row ({len(rejected)} rejected{first})")
@@ -307,9 +314,11 @@ def _reason_to_reject(row: dict[str, str], config: DataConfig, need_output: bool
             )
         if "\0" in cell:
             return f"column {column!r} holds a NUL byte"
-        bad = next((c for c in cell if "\udc80" <= c <= "\udcff"), None) if not cell.isascii() else None
-        if bad:
-            return f"column {column!r} is not valid UTF-8 (byte 0x{ord(bad) - 0xDC00:02x})"
+        lone = lone_surrogate(cell)
+        if lone and "U+DC80" <= lone <= "U+DCFF":
+            return f"column {column!r} is not valid UTF-8 (byte 0x{lone[-2:].lower()})"
+        if lone:
+            return f"column {column!r} holds {lone} alone, half of a surrogate pair, which is no character"
     return None
 
 

@@ -1,7 +1,7 @@
-"""Deal rows to training, validation and test, and report what leaks between them.
+"""Split rows into training, validation and test, and report leakage between them.
 
-Every choice is made by hashing, so it depends on the seed and the row alone: the same rows land on
-the same side on every machine, and (except for `random`) stay there when rows are appended.
+All choices are the same on every machine. `hash` and `grouped` look at the seed and the row alone, so a row stays in its split
+when rows are appended; `random` and `stratified` take exact shares, so rows may move.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def unit_hash(text: str, seed: int, purpose: str) -> float:
 
 
 def split_examples(examples: Sequence[Example], config: SplitConfig) -> dict[str, list[Example]]:
-    """Deal `examples` to `train`, `validation` and `test`; file order is kept inside each.
+    """Split `examples` into `train`, `validation` and `test`; each keeps the file's order.
 
-    `hash` keeps equal inputs together. `stratified` takes the exact share out of each band of input
-    lengths (bands double: 1, 2-3, 4-7, ...). `grouped` keeps equal keys together. `column` reads the
+    `hash` keeps equal inputs together. `stratified` takes the exact share of each band of input
+    lengths (1, 2-3, 4-7, ... characters). `grouped` keeps equal keys together. `column` reads the
     split's name from the key column.
 
     Raises:
@@ -47,23 +47,22 @@ def split_examples(examples: Sequence[Example], config: SplitConfig) -> dict[str
         "stratified": lambda: _stratified(examples, config),
         "column": lambda: [_by_name(e, config) for e in examples],
     }
-    sides = assign[config.method]()
-    dealt: dict[str, list[Example]] = {side: [] for side in SPLITS}
-    for example, side in zip(examples, sides, strict=True):
-        dealt[side].append(example)
-    if not dealt["train"]:
+    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    for example, name in zip(examples, assign[config.method](), strict=True):
+        splits[name].append(example)
+    if not splits["train"]:
         raise DataError(
             f"no row is left to train on: {len(examples)} rows, validation share {config.validation:g}, "
             f"test share {config.test:g} (data.split); give more rows or smaller shares"
         )
-    return dealt
+    return splits
 
 
 def _by_hash(key: str, config: SplitConfig) -> str:
-    place = unit_hash(key, config.seed, "split")
-    if place < config.test:
+    share = unit_hash(key, config.seed, "split")
+    if share < config.test:
         return "test"
-    return "validation" if place < config.test + config.validation else "train"
+    return "validation" if share < config.test + config.validation else "train"
 
 
 def _by_rank(values: np.ndarray, config: SplitConfig) -> list[str]:
@@ -77,27 +76,27 @@ def _stratified(examples: Sequence[Example], config: SplitConfig) -> list[str]:
     bands: defaultdict[int, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
         bands[len(example.input).bit_length()].append(index)
-    sides = [""] * len(examples)
+    names = [""] * len(examples)
     for indices in bands.values():
-        places = np.array([unit_hash(examples[i].input, config.seed, "split") for i in indices])
-        for index, side in zip(indices, _by_rank(places, config), strict=True):
-            sides[index] = side
-    return sides
+        hashes = np.array([unit_hash(examples[i].input, config.seed, "split") for i in indices])
+        for index, name in zip(indices, _by_rank(hashes, config), strict=True):
+            names[index] = name
+    return names
 
 
 def _by_name(example: Example, config: SplitConfig) -> str:
     name = example.fields[config.key or ""].strip().lower()
-    side = {"valid": "validation", "val": "validation", "dev": "validation", "training": "train"}.get(name, name)
-    if side not in SPLITS:
+    split = {"valid": "validation", "val": "validation", "dev": "validation", "training": "train"}.get(name, name)
+    if split not in SPLITS:
         raise DataError(
             f"{example.file}, line {example.line}: the split {name!r} in column {config.key!r} is unknown; "
             f"allowed: {', '.join(SPLITS)}"
         )
-    return side
+    return split
 
 
 def subset(examples: list[Example], num_examples: int | None, seed: int) -> list[Example]:
-    """The `num_examples` rows with the lowest hash: a smaller number is a subset of a larger one."""
+    """The `num_examples` rows with the lowest hashes, so a smaller subset is part of every larger one."""
     if num_examples is None or num_examples >= len(examples):
         return examples
     keep = sorted(hash_order(examples, seed, "subset")[:num_examples])
@@ -105,13 +104,13 @@ def subset(examples: list[Example], num_examples: int | None, seed: int) -> list
 
 
 def hash_order(examples: Sequence[Example], seed: int, purpose: str) -> list[int]:
-    """Positions of the rows in the order of their hashes: a shuffle whose prefixes are nested samples."""
-    places = [unit_hash(f"{e.id}\0{e.input}", seed, purpose) for e in examples]
-    return np.argsort(places, kind="stable").tolist()
+    """Positions of the rows, sorted by hash: a shuffle that does not depend on the rows around a row."""
+    hashes = [unit_hash(f"{e.id}\0{e.input}", seed, purpose) for e in examples]
+    return np.argsort(hashes, kind="stable").tolist()
 
 
-def leakage(dealt: dict[str, list[Example]], key: str | None = None) -> dict[str, dict[str, int]]:
-    """Count held-out rows that training has seen, by input, normalised input, output, pair and key.
+def leakage(splits: dict[str, list[Example]], key: str | None = None) -> dict[str, dict[str, int]]:
+    """Count validation and test rows that share their input, normalised input, output, pair or key with a training row.
 
     Example:
         >>> rows = {"train": [Example("1", "a", "x")], "validation": [], "test": [Example("2", "A ", "x")]}
@@ -126,9 +125,9 @@ def leakage(dealt: dict[str, list[Example]], key: str | None = None) -> dict[str
     }
     if key:
         views["same_key"] = lambda e: e.fields[key]
-    seen = {name: {view(e) for e in dealt["train"]} for name, view in views.items()}
+    seen = {name: {view(e) for e in splits["train"]} for name, view in views.items()}
     return {
-        side: {"rows": len(dealt[side])}
-        | {name: sum(view(e) in seen[name] for e in dealt[side]) for name, view in views.items()}
-        for side in SPLITS[1:]
+        split: {"rows": len(splits[split])}
+        | {name: sum(view(e) in seen[name] for e in splits[split]) for name, view in views.items()}
+        for split in SPLITS[1:]
     }

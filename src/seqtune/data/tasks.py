@@ -1,4 +1,4 @@
-"""A task: columns, template and post-processing, one object for check, fit, predict and evaluate."""
+"""A task: columns and template, one object for check, fit, predict and evaluate."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from seqtune import plugins
+from seqtune import plugins, runs
 from seqtune.config import Config, DataConfig, FormatConfig, read_yaml_mapping, validate
 from seqtune.data.templates import Template
-from seqtune.records import Example, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class Task:
 
     def save(self, path: Path) -> None:
         """Write `task.yaml`, which `load` and the config key `task` read back."""
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        runs.write_text(path, yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
 
     @property
     def pack(self) -> plugins.TaskPlugin | None:
@@ -75,13 +74,3 @@ class Task:
         return Template.from_config(
             FormatConfig(template=self.template, target=self.target, separator=self.separator, inversion=0.0)
         )
-
-    def prompt(self, example: Example) -> Prompt:
-        """The text that the model reads for a row."""
-        return self.rendering.render(example)
-
-    def answer(self, text: str) -> str:
-        """Post-process decoded text: undo the target template's fixed parts and outer blanks."""
-        before, _, after = self.target.partition("{output}")
-        literal_before, literal_after = before.replace("{{", "{"), after.replace("}}", "}")
-        return text.strip().removeprefix(literal_before.strip()).removesuffix(literal_after.strip()).strip()

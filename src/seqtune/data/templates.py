@@ -1,7 +1,8 @@
-"""Example -> Prompt: pure strings. Presets, columns in braces, and format inversion live here."""
+"""Example -> Prompt, and written text -> answer: pure strings. Presets, columns in braces and format inversion live here."""
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,18 +49,32 @@ class Template:
             )
         if "output" in names:
             raise ConfigError("format.template must not contain {output}: the model would read its answer")
-        if "output" not in _names(config.target, "format.target"):
-            raise ConfigError(f"format.target = {config.target!r}: it must contain {{output}}")
+        if _names(config.target, "format.target").count("output") != 1:
+            raise ConfigError(f"format.target = {config.target!r}: it must contain {{output}} once")
         return cls(instruction, config.target, config.separator)
 
-    def check_columns(self, columns: Sequence[str]) -> None:
-        """Refuse columns that the table lacks.
+    @property
+    def source_columns(self) -> set[str]:
+        """Columns beside input and output that the model reads."""
+        return {*_names(self.instruction, "format.template")} - {"input", "output"}
+
+    @property
+    def target_columns(self) -> set[str]:
+        """Columns beside input and output that the target is made of."""
+        return {*_names(self.target, "format.target")} - {"input", "output"}
+
+    def check_columns(self, columns: Sequence[str], *, with_target: bool = True) -> None:
+        """Refuse a table that lacks a column of the template.
+
+        Args:
+            columns: of the table.
+            with_target: the target's columns are needed too; prediction does without.
 
         Raises:
             ConfigError: names the column and what there is.
         """
-        used = _names(self.instruction, "format.template") | _names(self.target, "format.target")
-        for name in sorted(used - {"input", "output"} - set(columns)):
+        used = self.source_columns | (self.target_columns if with_target else set())
+        for name in sorted(used - set(columns)):
             raise ConfigError(
                 f"the template uses {{{name}}}, which is no column{did_you_mean(name, columns)}; columns: {', '.join(columns)}"
             )
@@ -67,8 +82,7 @@ class Template:
     def render(self, example: Example, *, inverted: bool = False) -> Prompt:
         """Fill in a row; without an output there is no target.
 
-        `inverted` swaps what is read and what is written (PAPER: format inversion): the model reads
-        the answer and writes the instruction.
+        With `inverted` the model reads the target and writes the instruction (format inversion, arXiv 2402.05616).
         """
         columns = dict(example.fields) | {"input": example.input, "output": example.output or ""}
         instruction = self.instruction.format_map(columns)
@@ -78,20 +92,58 @@ class Template:
             return Prompt(target + self.separator, instruction, inverted=True)
         return Prompt(instruction + self.separator, target)
 
+    def answer(self, text: str, example: Example) -> str:
+        """The part of a text written by the model that stands for {output}, without outer blanks.
 
-def _names(text: str, setting: str) -> set[str]:
+        The target's fixed text is removed, and so are its other columns: the row's own values, or, where the model wrote
+        other values or the row has none, any text up to the next fixed text.
+
+        Example:
+            >>> template = Template("{input}", "{kind}: {output}", " ")
+            >>> template.answer("alcohol: ethanol", Example("1", "CCO", None))
+            'ethanol'
+        """
+        own = {**example.fields, "input": example.input}
+        targets = [_pattern(self.target.format_map(_Values(known, output=OUTPUT))) for known in (own, {})]
+        sides = [target.partition(OUTPUT) for target in targets]
+        start = _first_match([before for before, _, _ in sides], text)
+        text = text[start.end() :] if start else text
+        end = _first_match([rf"(.*){after}\Z" for _, _, after in sides], text)
+        return (end[1] if end else text).strip()
+
+
+OUTPUT, ANYTHING = "\0", "\1"  # what {output} and a column without a value become in a target that is to be undone
+
+
+class _Values(dict[str, str]):
+    """Column -> value, `ANYTHING` for a column that has none."""
+
+    def __missing__(self, name: str) -> str:
+        return ANYTHING
+
+
+def _pattern(target: str) -> str:
+    """The regular expression of a filled-in target, with any blanks around it."""
+    return rf"\s*{re.escape(target.strip()).replace(ANYTHING, '.*?')}\s*"
+
+
+def _first_match(patterns: Sequence[str], text: str) -> re.Match[str] | None:
+    return next((found for pattern in patterns if (found := re.match(pattern, text, re.DOTALL))), None)
+
+
+def _names(text: str, setting: str) -> list[str]:
     try:
         fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text)]
     except ValueError as error:
         raise ConfigError(f"{setting} = {text!r}: {error}; write a literal brace as {{{{ or }}}}") from None
-    names = {name for name, _, _ in fields if name is not None}
+    names = [name for name, _, _ in fields if name is not None]
     for name, spec, conversion in fields:
-        # plain names only: `{input.__class__}` or `{input!r}` would reach into Python objects
+        # plain names only: `{input.__class__}` or `{input!r}` would give access to Python objects
         if name is not None and (not name or "." in name or "[" in name or spec or conversion):
             raise ConfigError(f"{setting} = {text!r}: write columns as {{name}}, nothing else in the braces")
     return names
 
 
 def inverted_ids(examples: Sequence[Example], share: float, seed: int) -> set[int]:
-    """Positions of the rows to invert: exactly `share` of them; a larger share contains a smaller one."""
+    """Positions of the rows to invert: exactly `share` of them. The rows of a smaller share are among those of a larger one."""
     return set(hash_order(examples, seed, "inversion")[: round(share * len(examples))])

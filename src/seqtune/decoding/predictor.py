@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seqtune import plugins, progress
-from seqtune.config import DecodeConfig, ModelConfig
+from seqtune.config import Config, DecodeConfig, ModelConfig, load_config, validate
 from seqtune.data.tasks import Task
 from seqtune.decoding import verification
-from seqtune.decoding.engines import make_engine
-from seqtune.errors import ConfigError, MissingDependencyError, RunError, SupervisionError
+from seqtune.decoding.engines import READS_FOLDER, make_engine
+from seqtune.decoding.engines.weights import dtype_of
+from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError
 from seqtune.models import loading
-from seqtune.models.machine import best_device, has_bf16_units
+from seqtune.models.adapters import Adapter, holds_adapter, load_trained
+from seqtune.models.location import local_folder
+from seqtune.models.machine import best_device
 from seqtune.models.soft_prompts import num_virtual_tokens
-from seqtune.records import Candidate, Example, Hypothesis, Prediction
+from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate
 from seqtune.tokens.encode import Encoder
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
 
 
@@ -35,9 +37,10 @@ class Predictor:
         task: columns and template.
         decode: search settings.
         folder: where the model lies, for engines that load it themselves.
+        adapter_method: of the model's adapter, if it has one.
 
     Example:
-        predictor = Predictor.load(Path("runs/names"))
+        predictor = Predictor.of_run("runs/names")
         predictor.predict([Example("1", "CCO", None)])[0].prediction
     """
 
@@ -48,6 +51,7 @@ class Predictor:
         task: Task,
         decode: DecodeConfig,
         folder: Path | None = None,
+        adapter_method: str = "full",
     ):
         self.model = model
         self.task = task
@@ -56,55 +60,65 @@ class Predictor:
         virtual = num_virtual_tokens(model)
         self.encoder = Encoder(tokenizer, self.max_length, model.config.vocab_size, num_virtual=virtual)
         self.template = task.rendering
-        self.verifier, self.inspect = _verifier(task, decode), _inspector(task)
+        self.verifier, self.inspect = verification.make_verifier(task, decode), _inspector(task)
         searched = decode.model_copy(update={"num_return": decode.num_beams}) if decode.verify else decode
-        self.engine = make_engine(model.eval(), self.encoder.end, searched, folder)
+        self.engine = make_engine(model.eval(), self.encoder.end, searched, folder, adapter_method)
 
     @classmethod
-    def load(cls, run: str, decode: DecodeConfig, plugin: str | None = None) -> Predictor:
-        """Load a run folder, or any model folder or hub id (then with the plain template).
+    def of_run(cls, run: str, decode: Mapping[str, Any] | None = None, plugin: str | None = None) -> Predictor:
+        """The one way from a folder to answers: `fit` scores with it what `predict`, `evaluate` and a study ask later.
 
         Args:
-            run: folder or hub id.
-            decode: search settings.
+            run: run folder; or any model folder or hub id, which then answers with the plain template.
+            decode: settings that differ from the run's own `decode` section, such as `{"num_beams": 5}`.
             plugin: a pack's task whose verifier, metrics and inspection to use instead of the run's own.
 
         Raises:
             RunError: the folder is a run that has no model yet.
             ModelError: the model cannot be loaded.
+            ConfigError: the decode settings contradict each other.
         """
-        folder = Path(run)
-        if (folder / "config.yaml").exists() and not (folder / "model").exists():
+        if is_run(run) and not (Path(run) / "model").exists():
             raise RunError(f"{run!r} has no model yet; finish the training with `seqtune fit ... --resume`")
-        task_file = folder / "task.yaml"
-        task = Task.load(task_file) if task_file.exists() else Task("input", "output", "plain", "{output}", "\n")
-        if plugin:
-            task = dataclasses.replace(task, plugin=plugin)
-        source = ModelConfig(name=run)
-        device = best_device()
-        dtype = DTYPES.get(decode.weights, torch.float32)
-        if decode.weights == "auto" and device.type == "cuda" and has_bf16_units():
-            dtype = torch.bfloat16
-        model = loading.load_trained(source, seed=0).to(device, dtype)  # type: ignore[arg-type, call-arg]
-        return cls(model, loading.load_tokenizer(source), task, decode, loading.local_folder(source))
+        return cls.of_model(run, task_of(run, plugin), decode_settings(run, decode or {}))
 
     @classmethod
-    def over(cls, base: str, runs: Sequence[str], decode: DecodeConfig) -> Iterator[tuple[str, Predictor]]:
+    def of_model(cls, name: str, task: Task, decode: DecodeConfig) -> Predictor:
+        """A model by its name, in the precision that `decode.weights` says.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+        """
+        source, adapter = ModelConfig(name=name), None
+        if decode.engine in READS_FOLDER and not holds_adapter(Path(name).expanduser()):
+            model = loading.load_architecture(source)
+        else:
+            model, adapter = load_trained(source, seed=0)
+            model.to(best_device(), dtype_of(decode))  # type: ignore[arg-type, call-arg]
+        method = adapter.method if adapter else "full"
+        return cls(model, loading.load_tokenizer(source), task, decode, local_folder(source), method)
+
+    @classmethod
+    def over(cls, base: str, runs: Sequence[str], decode: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Predictor]]:
         """One base, loaded once, with the adapter of one run after the other; each predictor is good until the next one.
 
         Args:
             base: hub id, folder or `builtin:NAME`.
             runs: run folders of adapters that were trained on it.
-            decode: search settings.
+            decode: settings that differ from each run's own.
 
         Raises:
             ModelError: a run trained no adapter, or one on another base.
+            ConfigError: a run's own settings ask for other weights than the first one's.
         """
-        model = loading.load_model(ModelConfig(name=base), seed=0).to(best_device())  # type: ignore[arg-type]
-        for run in runs:
-            plugins.load("seqtune.models.adapters:switch")(model, Path(run))
+        settings = [decode_settings(run, decode or {}) for run in runs]
+        model = loading.load_model(ModelConfig(name=base), seed=0)
+        model.to(best_device(), dtype_of(settings[0]))  # type: ignore[arg-type, call-arg]
+        for run, chosen in zip(runs, settings, strict=True):
+            adapter = Adapter.of_run(model, Path(run))
             tokenizer = loading.load_tokenizer(ModelConfig(name=run))
-            yield run, cls(model, tokenizer, Task.load(Path(run) / "task.yaml"), decode)
+            yield run, cls(model, tokenizer, task_of(run), chosen, adapter_method=adapter.method)
+            adapter.detach()
 
     @property
     def max_new_tokens(self) -> int:
@@ -122,16 +136,20 @@ class Predictor:
             tick: told how many are done.
         """
         self.model.eval()
+        self._check_columns(examples)
         found: dict[int, Prediction] = {}
         sources: dict[int, np.ndarray] = {}
         inspected = self.inspect([e.input for e in examples])
         for index, ids in enumerate(self._encode(examples, [i.text for i in inspected])):
-            if not examples[index].input.strip():
-                found[index] = _unanswered(examples[index], "empty")
+            example = examples[index]
+            if not example.input.strip():
+                found[index] = self._unanswered(example, "empty")
             elif inspected[index].refused:
-                found[index] = _unanswered(examples[index], inspected[index].status)
+                found[index] = self._unanswered(example, inspected[index].status)
+            elif ids is None:
+                found[index] = self._unanswered(example, "invalid_text")
             elif isinstance(ids, SupervisionError):
-                found[index] = _unanswered(examples[index], "too_long")
+                found[index] = self._unanswered(example, "too_long")
             else:
                 sources[index] = ids
         order = list(sources)
@@ -146,38 +164,81 @@ class Predictor:
             return predictions
         return verification.choose(predictions, self.verifier, abstain=self.decode.abstain)
 
-    def _encode(self, examples: Sequence[Example], texts: Sequence[str]) -> list[np.ndarray | SupervisionError]:
-        asked = [
-            dataclasses.replace(e, output=None, input=text, fields={**e.fields, self.task.input: text})
-            for e, text in zip(examples, texts, strict=True)
-        ]
-        prompts = [self.template.render(e) for e in asked]
-        return self.encoder.encode_sources([p.source for p in prompts]) if prompts else []
+    def _check_columns(self, examples: Sequence[Example]) -> None:
+        """Refuse examples without a column that the template puts into the prompt."""
+        needed = self.template.source_columns - {self.task.input}
+        lacking = next((needed - e.fields.keys() for e in examples if not needed <= e.fields.keys()), None)
+        if lacking:
+            columns = ", ".join(map(repr, sorted(lacking)))
+            raise DataError(
+                f"the template {self.task.template!r} needs the column {columns} beside the input, which a text alone does not "
+                "have; give a table with that column (seqtune predict RUN --file TABLE)"
+            )
+
+    def _encode(self, examples: Sequence[Example], texts: Sequence[str]) -> list[np.ndarray | SupervisionError | None]:
+        """Token ids of each prompt; `None` for one that holds half a character, which no UTF-8 text can."""
+        sources = []
+        for example, text in zip(examples, texts, strict=True):
+            fields = {**example.fields, self.task.input: text}
+            sources.append(self.template.render(dataclasses.replace(example, output=None, input=text, fields=fields)).source)
+        readable = [i for i, source in enumerate(sources) if not lone_surrogate(source)]
+        encoded: list[np.ndarray | SupervisionError | None] = [None] * len(sources)
+        if readable:
+            for i, ids in zip(readable, self.encoder.encode_sources([sources[i] for i in readable]), strict=True):
+                encoded[i] = ids
+        return encoded
 
     def _prediction(self, example: Example, candidates: list[Candidate], oddity: str) -> Prediction:
         hypotheses = tuple(
-            Hypothesis(self.task.answer(self.encoder.decode(c.ids)), c.score, len(c.ids), c.ids[-1:] == [self.encoder.end])
+            Hypothesis(
+                self.template.answer(self.encoder.decode(c.ids), example), c.score, len(c.ids), c.ids[-1:] == [self.encoder.end]
+            )
             for c in candidates
         )
         best = hypotheses[0]
         status = (oddity or "ok") if best.finished else "unfinished"
         details = {"input_status": oddity} if oddity else {}
-        return Prediction(example.id, example.input, example.output, best.text, best.score, hypotheses, status, details)
+        asked = (example.id, example.input, example.output)
+        return Prediction(*asked, best.text, best.score, hypotheses, status, details, self._columns(example))
+
+    def _unanswered(self, example: Example, status: str) -> Prediction:
+        return Prediction(example.id, example.input, example.output, "", 0.0, (), status, fields=self._columns(example))
+
+    def _columns(self, example: Example) -> dict[str, str]:
+        """The other columns that the template needs, kept so that the same question can be asked again."""
+        names = (self.template.source_columns | self.template.target_columns) - {self.task.input, self.task.output}
+        return {name: example.fields[name] for name in sorted(names & example.fields.keys())}
 
 
-def _unanswered(example: Example, status: str) -> Prediction:
-    return Prediction(example.id, example.input, example.output, "", 0.0, (), status)
+def is_run(name: str) -> bool:
+    """True for a folder that a training was begun in."""
+    return (Path(name) / "config.yaml").exists()
 
 
-def _verifier(task: Task, decode: DecodeConfig) -> plugins.Verifier | None:
-    if not decode.verify:
-        return None
-    if task.pack is None or task.pack.verifier is None:
-        raise ConfigError(
-            "decode.verify: this task has no verifier; it needs a pack's task, for instance --set "
-            f"task=chem:smiles-to-iupac when it is trained (installed: {', '.join(plugins.names('tasks'))})"
-        )
-    return plugins.find("verifiers", task.pack.verifier)()
+def task_of(name: str, plugin: str | None = None) -> Task:
+    """The task that a run was trained for; the plain one for a model that was not trained here.
+
+    Args:
+        name: run folder, model folder or hub id.
+        plugin: a pack's task to use instead of the run's own.
+    """
+    file = Path(name) / "task.yaml"
+    task = Task.load(file) if file.exists() else Task("input", "output", "plain", "{output}", "\n")
+    return dataclasses.replace(task, plugin=plugin) if plugin else task
+
+
+def decode_settings(name: str, overrides: Mapping[str, Any]) -> DecodeConfig:
+    """A run's own `decode` section, changed where `overrides` says so.
+
+    Fewer beams than the run's `num_return` lower that too, unless it is given.
+
+    Raises:
+        ConfigError: a setting is wrong, or they contradict each other.
+    """
+    own = (load_config(Path(name) / "config.yaml") if is_run(name) else Config()).decode.model_dump()
+    if isinstance(beams := overrides.get("num_beams"), int):
+        own["num_return"] = min(own["num_return"], max(1, beams))
+    return validate(DecodeConfig, own | dict(overrides), "decode.")
 
 
 def _inspector(task: Task) -> plugins.Inspector:

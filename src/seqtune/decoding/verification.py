@@ -5,8 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from seqtune import plugins
+from seqtune.config import DecodeConfig
+from seqtune.data.tasks import Task
+from seqtune.errors import ConfigError
 from seqtune.plugins import Verdict, Verifier
 from seqtune.records import Prediction
+
+
+def make_verifier(task: Task, decode: DecodeConfig) -> Verifier | None:
+    """The verifier that the task's pack brings, if `decode.verify` asks for it.
+
+    Raises:
+        ConfigError: the task has none.
+        MissingDependencyError: a package that it needs is not installed.
+    """
+    if not decode.verify:
+        return None
+    if task.pack is None or task.pack.verifier is None:
+        raise ConfigError(
+            "decode.verify: this task has no verifier; it needs a pack's task, for instance --set "
+            f"task=chem:smiles-to-iupac when it is trained (installed: {', '.join(plugins.names('tasks'))})"
+        )
+    return plugins.find("verifiers", task.pack.verifier)()
 
 
 def choose(predictions: Sequence[Prediction], verifier: Verifier, *, abstain: bool) -> list[Prediction]:

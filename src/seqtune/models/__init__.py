@@ -11,6 +11,7 @@ __all__, __getattr__ = hands_on(
     __name__,
     {
         "loading": "load_model load_tokenizer save_model",
+        "adapters": "Adapter load_merged load_trained",
         "machine": "best_device",
         "loss": "TargetLoss",
         "vocabulary": "add_pieces extend_embeddings restore_embeddings trim_embeddings trim_tokenizer",

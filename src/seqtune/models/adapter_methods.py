@@ -1,19 +1,24 @@
-"""How each method of parameter-efficient training is put onto a model: its targets, its layers, what is frozen."""
+"""What each method of parameter-efficient training puts onto a model, and how it is read, merged and taken off again.
+
+The only module that imports peft, which takes seconds: `seqtune.models.adapters` imports it when the first adapter is needed.
+"""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import importlib
 import warnings
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from peft import (
     IA3Config,
+    IA3Model,
     LoraConfig,
+    LoraModel,
     OFTConfig,
+    OFTModel,
     PeftConfig,
     PrefixEncoder,
     PrefixTuningConfig,
@@ -22,8 +27,8 @@ from peft import (
     PromptEncoderConfig,
     PromptTuningConfig,
     PromptTuningInit,
-    inject_adapter_in_model,
 )
+from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -32,30 +37,86 @@ from transformers.pytorch_utils import Conv1D
 from seqtune.config import SOFT_PROMPTS, AdapterConfig
 from seqtune.errors import ConfigError, MissingDependencyError
 from seqtune.models import soft_prompts
+from seqtune.models.adapter_targets import layers_of, selected_parameters, target_modules
 
-INJECTED = ("lora", "qlora", "oft", "ia3")
 SELECTED = ("bitfit", "layers")
+TUNERS: dict[str, Any] = {"lora": LoraModel, "qlora": LoraModel, "oft": OFTModel, "ia3": IA3Model}
+PREFIX = "base_model.model."  # of the names in peft's files
 NF4_BLOCK = 64
 
-# family -> (attention, feed-forward, keys and values, last of the feed-forward), as endings of module names
-TARGETS: dict[str, tuple[list[str], list[str], list[str], list[str]]] = {
-    "opt": (["q_proj", "k_proj", "v_proj", "out_proj"], ["fc1", "fc2"], ["k_proj", "v_proj"], ["fc2"]),
-    "gpt_neo": (
-        ["q_proj", "k_proj", "v_proj", "out_proj"], ["mlp.c_fc", "mlp.c_proj"], ["k_proj", "v_proj"], ["mlp.c_proj"],
-    ),
-    "gpt2": (["attn.c_attn", "attn.c_proj"], ["mlp.c_fc", "mlp.c_proj"], ["attn.c_attn"], ["mlp.c_proj"]),
-    "gpt_neox": (
-        ["attention.query_key_value", "attention.dense"], ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"],
-        ["attention.query_key_value"], ["mlp.dense_4h_to_h"],
-    ),
-    "bloom": (
-        ["self_attention.query_key_value", "self_attention.dense"], ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"],
-        ["self_attention.query_key_value"], ["mlp.dense_4h_to_h"],
-    ),
-    "llama": (
-        ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"], ["k_proj", "v_proj"], ["down_proj"],
-    ),
-}  # fmt: skip
+
+class Attachment(ABC):
+    """What a method put onto a model.
+
+    Attributes:
+        peft_config: what peft needs to read the adapter's folder; `None` for a method that peft does not have.
+    """
+
+    peft_config: PeftConfig | None = None
+
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The adapter's weights by the names that its file gives them."""
+
+    def fill(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take weights from a file; names and shapes are those of `tensors`."""
+        with torch.no_grad():
+            for name, own in self.tensors().items():
+                own.copy_(tensors[name])
+
+    @abstractmethod
+    def merge(self) -> None:
+        """Fold the adapter into the base's own weights.
+
+        Raises:
+            ConfigError: no weight of the base can hold it.
+        """
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Give the base back as it was."""
+
+
+def attach(model: PreTrainedModel, config: AdapterConfig, init_ids: list[int] | None) -> Attachment:
+    """Put a method's new parameters onto a model whose own are frozen; see `seqtune.models.adapters.Adapter.attach`."""
+    if config.method in SOFT_PROMPTS:
+        return TunedPrompt(model, config, init_ids)
+    if config.method in SELECTED:
+        return SelectedParameters(model, config)
+    if config.method == "bottleneck":
+        return Bottlenecks(model, config)
+    return TunedLayers(model, config)
+
+
+class TunedLayers(Attachment):
+    """LoRA, QLoRA, OFT and IA3: peft's layers around linear layers of the base."""
+
+    def __init__(self, model: PreTrainedModel, config: AdapterConfig):
+        self.model, self.in_4_bits = model, config.method == "qlora"
+        names = target_modules(model, config)
+        peft_config = _layers_config(model, config, names)
+        if self.in_4_bits:
+            _quantise(model, names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.tuner = TUNERS[config.method](model, peft_config, adapter_name="default")
+        self.peft_config = peft_config
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See `Attachment.tensors`."""
+        own = get_peft_model_state_dict(self.model, adapter_name="default", save_embedding_layers=False)
+        return {PREFIX + name: tensor for name, tensor in own.items()}
+
+    def merge(self) -> None:
+        """See `Attachment.merge`."""
+        if self.in_4_bits:
+            raise ConfigError("adapter.method 'qlora' cannot be merged into 4-bit weights; train with lora to export")
+        self.tuner.merge_and_unload(safe_merge=True)
+
+    def detach(self) -> None:
+        """See `Attachment.detach`."""
+        assert not self.in_4_bits, "the base's own weights are gone"
+        self.tuner.unload()
 
 
 class Bottleneck(nn.Module):
@@ -77,105 +138,100 @@ class Bottleneck(nn.Module):
         return out + self.adapter_up(functional.gelu(self.adapter_down(out)))
 
 
-def attach(model: PreTrainedModel, config: AdapterConfig, init_ids: list[int] | None = None) -> None:
-    """Make the method's parameters trainable and freeze all others, in place.
+class Bottlenecks(Attachment):
+    """A `Bottleneck` around the last layer of every feed-forward network."""
 
-    Args:
-        model: the base; its family must be in `TARGETS` unless `targets` or `layers` name the modules.
-        config: the `adapter` section.
-        init_ids: token ids of `init_text`.
+    def __init__(self, model: PreTrainedModel, config: AdapterConfig):
+        self.model, self.names = model, target_modules(model, config)
+        width = model.config.get_text_config().hidden_size
+        for name in self.names:
+            model.set_submodule(name, Bottleneck(model.get_submodule(name), width, config.rank).to(model.device))
 
-    Raises:
-        ConfigError: a target or pattern matches nothing, or the method does not fit the model.
-        MissingDependencyError: bitsandbytes is missing.
-    """
-    if config.method == "full":
-        return
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    if config.method in SOFT_PROMPTS:
-        _attach_prompt(model, config, init_ids)
-    elif config.method in SELECTED:
-        for parameter in selected(model, config).values():
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See `Attachment.tensors`."""
+        return {name: p for name, p in self.model.named_parameters() if ".adapter_down." in name or ".adapter_up." in name}
+
+    def merge(self) -> None:
+        """See `Attachment.merge`."""
+        raise _unmergeable("bottleneck")
+
+    def detach(self) -> None:
+        """See `Attachment.detach`."""
+        for name in self.names:
+            added: Any = self.model.get_submodule(name)
+            self.model.set_submodule(name, added.base_layer)
+
+
+class SelectedParameters(Attachment):
+    """BitFit and `layers`: parameters of the base itself, trained while the others are frozen."""
+
+    def __init__(self, model: PreTrainedModel, config: AdapterConfig):
+        self.model = model
+        chosen = selected_parameters(model, config)
+        self.names = list(chosen)
+        self.originals: dict[str, torch.Tensor] | None = None
+        for parameter in chosen.values():
             parameter.requires_grad_(True)
-    elif config.method == "bottleneck":
-        _attach_bottlenecks(model, config)
-    else:
-        names = target_modules(model, config)
-        if config.method == "qlora":
-            _quantise(model, names)
-        _inject(model, _peft_config(model, config, names))
-    model.adapter_method = config.method  # type: ignore[assignment]
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError(f"adapter.method {config.method!r} leaves nothing to train in this {model.config.model_type} model")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See `Attachment.tensors`."""
+        return {name: self.model.get_parameter(name) for name in self.names}
+
+    def fill(self, tensors: dict[str, torch.Tensor]) -> None:
+        """See `Attachment.fill`; the base's own values are kept for `detach`."""
+        self.originals = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+        super().fill(tensors)
+
+    def merge(self) -> None:
+        """See `Attachment.merge`; the base holds the trained values already."""
+
+    def detach(self) -> None:
+        """See `Attachment.detach`."""
+        assert self.originals is not None, "training keeps no copy of the values that it changes"
+        super().fill(self.originals)
 
 
-def _family(model: PreTrainedModel) -> tuple[list[str], list[str], list[str], list[str]]:
-    family = model.config.model_type
-    if family not in TARGETS:
-        raise ConfigError(
-            f"adapter.targets: the modules of a {family} model are not in the table (known: {', '.join(TARGETS)}); "
-            "list endings of their names, such as ['q_proj', 'v_proj']"
-        )
-    return TARGETS[family]
+class TunedPrompt(Attachment):
+    """Prompt tuning, P-tuning and prefix tuning: a soft prompt before every input."""
+
+    def __init__(self, model: PreTrainedModel, config: AdapterConfig, init_ids: list[int] | None):
+        self.method, self.prompt = config.method, _new_prompt(model, config, init_ids)
+        self.peft_config = self.prompt.config
+        self.take_off = soft_prompts.put_on(model, self.prompt)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See `Attachment.tensors`."""
+        return {"prompt_embeddings": self.prompt.table()}
+
+    def fill(self, tensors: dict[str, torch.Tensor]) -> None:
+        """See `Attachment.fill`."""
+        self.prompt.fix(tensors["prompt_embeddings"])
+
+    def merge(self) -> None:
+        """See `Attachment.merge`."""
+        raise _unmergeable(self.method)
+
+    def detach(self) -> None:
+        """See `Attachment.detach`."""
+        self.take_off()
 
 
-def target_modules(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
-    """Full names of the linear layers that get an adapter.
-
-    Raises:
-        ConfigError: an ending matches no linear layer; names the nearest ones.
-    """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    if config.method == "ia3":
-        _, _, keys, last = _family(model)
-        endings = [*keys, *last]
-    elif isinstance(config.targets, list):
-        endings = config.targets
-    else:
-        attention, feed_forward, _, _ = _family(model)
-        endings = attention if config.targets == "attention-only" else [*attention, *feed_forward]
-    found: dict[str, None] = {}
-    for ending in endings:
-        matching = [name for name in linear if name == ending or name.endswith("." + ending)]
-        if not matching:
-            last_parts = sorted({name.rpartition(".")[2] for name in linear})
-            near = difflib.get_close_matches(ending, last_parts, n=3, cutoff=0.3) or last_parts[:8]
-            raise ConfigError(f"adapter.targets: {ending!r} matches no linear layer; near names: {', '.join(near)}")
-        found.update(dict.fromkeys(matching))
-    return list(found)
+def _unmergeable(method: str) -> ConfigError:
+    return ConfigError(
+        f"adapter.method {method!r} cannot be merged: the base has no weights that could hold it; "
+        "the run folder's model/ is the adapter itself"
+    )
 
 
-def selected(model: PreTrainedModel, config: AdapterConfig) -> dict[str, nn.Parameter]:
-    """The base's own parameters that `bitfit` or `layers` trains.
-
-    Raises:
-        ConfigError: there are none, or a pattern matches nothing.
-    """
-    parameters = dict(model.named_parameters())
-    if config.method == "bitfit":
-        biases = {name: p for name, p in parameters.items() if name.endswith("bias")}
-        if not biases:
-            raise ConfigError(f"adapter.method 'bitfit': a {model.config.model_type} model of this kind has no biases to train")
-        return biases
-    found: dict[str, nn.Parameter] = {}
-    for pattern in config.layers:
-        matching = {name: p for name, p in parameters.items() if fnmatch.fnmatchcase(name, pattern)}
-        if not matching:
-            near = difflib.get_close_matches(pattern, list(parameters), n=3, cutoff=0.2) or list(parameters)[:3]
-            raise ConfigError(f"adapter.layers: {pattern!r} matches no parameter; near names: {', '.join(near)}")
-        found |= matching
-    return found
-
-
-def _peft_config(model: PreTrainedModel, config: AdapterConfig, names: list[str]) -> PeftConfig:
+def _layers_config(model: PreTrainedModel, config: AdapterConfig, names: list[str]) -> PeftConfig:
     shared: dict[str, Any] = {"target_modules": names, "task_type": "CAUSAL_LM"}
     transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
     if config.method == "ia3":
-        last = [name for name in names if any(name.endswith("." + ending) for ending in _family(model)[3])]
+        last = [name for name in names if any(name.endswith("." + ending) for ending in layers_of(model).last)]
         return IA3Config(feedforward_modules=last, fan_in_fan_out=transposed, **shared)
     if config.method == "oft":
-        return OFTConfig(r=0, oft_block_size=_block_size(model, config, names), module_dropout=config.dropout, **shared)
+        _check_block_size(model, config, names)
+        return OFTConfig(r=0, oft_block_size=config.rank, module_dropout=config.dropout, **shared)
     return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -187,7 +243,7 @@ def _peft_config(model: PreTrainedModel, config: AdapterConfig, names: list[str]
     )
 
 
-def _block_size(model: PreTrainedModel, config: AdapterConfig, names: list[str]) -> int:
+def _check_block_size(model: PreTrainedModel, config: AdapterConfig, names: list[str]) -> None:
     for name in names:
         module: Any = model.get_submodule(name)
         if isinstance(module, Conv1D):
@@ -197,61 +253,6 @@ def _block_size(model: PreTrainedModel, config: AdapterConfig, names: list[str])
                 f"adapter.rank = {config.rank}: the block size of oft must divide the input width of every target; "
                 f"{name} has {module.in_features}"
             )
-    return config.rank
-
-
-def _inject(model: PreTrainedModel, config: PeftConfig) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        inject_adapter_in_model(config, model)
-    model.adapter_config = config  # type: ignore[assignment]
-
-
-def _attach_prompt(model: PreTrainedModel, config: AdapterConfig, init_ids: list[int] | None) -> None:
-    """Put a new soft prompt before the model.
-
-    Args:
-        model: changed in place.
-        config: method and length.
-        init_ids: tokens whose embeddings a tuned prompt begins with, repeated or cut to its length.
-    """
-    embedding: Any = model.get_input_embeddings()
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shared = {
-        "task_type": "CAUSAL_LM",
-        "num_virtual_tokens": config.num_virtual_tokens,
-        "num_transformer_submodules": 1,
-        "num_layers": text.num_hidden_layers,
-    }
-    if config.method == "prefix_tuning":
-        peft_config: Any = PrefixTuningConfig(token_dim=heads * width, num_attention_heads=heads, **shared)
-        encoder: nn.Module = PrefixEncoder(peft_config)
-        nn.init.normal_(encoder.embedding.weight, std=0.02)  # type: ignore[union-attr]
-    elif config.method == "p_tuning":
-        size = embedding.weight.size(1)
-        peft_config = PromptEncoderConfig(token_dim=size, num_attention_heads=heads, encoder_hidden_size=size, **shared)
-        encoder = PromptEncoder(peft_config)
-    else:
-        init = PromptTuningInit.RANDOM if init_ids else PromptTuningInit.SAMPLE_VOCAB
-        size = embedding.weight.size(1)
-        peft_config = PromptTuningConfig(token_dim=size, num_attention_heads=heads, prompt_tuning_init=init, **shared)
-        encoder = PromptEmbedding(peft_config, embedding)
-        if init_ids:
-            chosen = torch.tensor([init_ids[i % len(init_ids)] for i in range(config.num_virtual_tokens)])
-            encoder.embedding.weight = nn.Parameter(embedding.weight[chosen].detach().clone())
-    soft_prompts.install(model, soft_prompts.SoftPrompt(peft_config, encoder))
-
-
-def _attach_bottlenecks(model: PreTrainedModel, config: AdapterConfig) -> None:
-    endings = _family(model)[3]
-    width = model.config.get_text_config().hidden_size
-    names = [name for name, _ in model.named_modules() if any(name.endswith("." + ending) for ending in endings)]
-    for name in names:
-        parent, _, child = name.rpartition(".")
-        layer = model.get_submodule(name)
-        setattr(model.get_submodule(parent), child, Bottleneck(layer, width, config.rank).to(model.device))
 
 
 def _quantise(model: PreTrainedModel, names: list[str]) -> None:
@@ -270,16 +271,15 @@ def _quantise(model: PreTrainedModel, names: list[str]) -> None:
         linear: Any = bitsandbytes.nn.Linear4bit(
             weight.size(1), weight.size(0), layer.bias is not None, compute_dtype=torch.float32, quant_type="nf4"
         )
-        # else a forward pass without gradients lays the weights out anew, for products that no gradient flows through
+        # without this, a forward pass that needs no gradients packs the weights in a way that no gradient can flow through
         linear.support_avx512bf16_for_cpu = False
         linear.weight = bitsandbytes.nn.Params4bit(
             weight.contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True
         )
         if layer.bias is not None:
             linear.bias = nn.Parameter(layer.bias.data, requires_grad=False)
-        parent, _, child = name.rpartition(".")
         try:
-            setattr(model.get_submodule(parent), child, linear.to(model.device))
+            model.set_submodule(name, linear.to(model.device))
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             raise ConfigError(
                 f"adapter.method 'qlora': bitsandbytes {bitsandbytes.__version__} has no 4-bit weights on {model.device.type} "
@@ -287,6 +287,32 @@ def _quantise(model: PreTrainedModel, names: list[str]) -> None:
             ) from None
 
 
-def trainable(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The parameters that training changes."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+def _new_prompt(model: PreTrainedModel, config: AdapterConfig, init_ids: list[int] | None) -> soft_prompts.SoftPrompt:
+    """A soft prompt to begin training with; a tuned prompt begins with the embeddings of `init_ids`, repeated or cut."""
+    embedding: Any = model.get_input_embeddings()
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = embedding.weight.size(1)
+    shared = {
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": config.num_virtual_tokens,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": heads,
+        "num_layers": text.num_hidden_layers,
+    }
+    if config.method == "prefix_tuning":
+        peft_config: Any = PrefixTuningConfig(token_dim=heads * width, **shared)
+        encoder: nn.Module = PrefixEncoder(peft_config)
+        nn.init.normal_(encoder.embedding.weight, std=0.02)  # type: ignore[union-attr]
+    elif config.method == "p_tuning":
+        peft_config = PromptEncoderConfig(token_dim=size, encoder_hidden_size=size, **shared)
+        encoder = PromptEncoder(peft_config)
+    else:
+        init = PromptTuningInit.RANDOM if init_ids else PromptTuningInit.SAMPLE_VOCAB
+        peft_config = PromptTuningConfig(token_dim=size, prompt_tuning_init=init, **shared)
+        encoder = PromptEmbedding(peft_config, embedding)
+        if init_ids:
+            chosen = torch.tensor([init_ids[i % len(init_ids)] for i in range(config.num_virtual_tokens)])
+            encoder.embedding.weight = nn.Parameter(embedding.weight[chosen].detach().clone())
+    return soft_prompts.SoftPrompt(peft_config, encoder)

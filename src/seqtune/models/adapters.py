@@ -1,4 +1,4 @@
-"""Training few parameters instead of all: attach, save, load, merge; every method through one set of functions.
+"""Training few parameters instead of all: every method is attached, saved, loaded, merged and detached by one `Adapter`.
 
 | class (survey, https://arxiv.org/abs/2303.15647) | methods |
 |---|---|
@@ -6,191 +6,209 @@
 | additive | ia3, bottleneck, prompt_tuning, p_tuning, prefix_tuning |
 | selective | bitfit, layers |
 
-The added layers are peft's, injected into the model, which keeps its class: so the loss, batching, vocabulary and decoding
-engines serve it as they serve any model.
+The base keeps its class, with the new parameters inside it. So the loss, batching, the vocabulary and the decoding engines
+treat it as they treat any model.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from seqtune import runs
-from seqtune.config import SOFT_PROMPTS, AdapterConfig, load_config
-from seqtune.errors import ConfigError, ModelError
-from seqtune.models import loading, soft_prompts
-from seqtune.models.adapter_methods import INJECTED, SELECTED, Bottleneck, attach, selected, trainable
-from seqtune.models.loading import OWN_SETTINGS
+from seqtune.config import AdapterConfig, ModelConfig, load_config
+from seqtune.errors import ConfigError, MissingDependencyError, ModelError
+from seqtune.models import loading
+from seqtune.models.location import ADAPTER_SETTINGS, holds_adapter
 from seqtune.models.vocabulary import trim_embeddings
 
-__all__ = ["attach", "detach", "load", "load_run", "merge", "save", "switch", "trainable"]
+if TYPE_CHECKING:
+    from seqtune.models.adapter_methods import Attachment
 
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of the names in peft's files
-
-
-def save(model: PreTrainedModel, config: AdapterConfig, folder: Path) -> None:
-    """Write the adapter: peft's own format where peft has one, so that `PeftModel.from_pretrained` reads it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    prompt = soft_prompts.soft_prompt(model)
-    peft_config: Any = None
-    if prompt is not None:
-        tensors = {"prompt_embeddings": prompt.table().detach()}
-        peft_config = prompt.config
-    elif config.method in INJECTED:
-        peft_config = model.adapter_config
-        tensors = {PREFIX + n: t for n, t in get_peft_model_state_dict(_with_config(model), adapter_name="default").items()}
-    else:
-        tensors = trainable(model)
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
-    if peft_config is not None:
-        peft_config.inference_mode = True
-        peft_config.base_model_name_or_path = model.name_or_path
-        peft_config.save_pretrained(str(folder))
-    (folder / OWN_SETTINGS).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+WEIGHTS = "adapter_model.safetensors"  # peft's name for it
 
 
-def _with_config(model: PreTrainedModel) -> PreTrainedModel:
-    model.peft_config = {"default": model.adapter_config}  # type: ignore[assignment]
-    return model
+class Adapter:
+    """An adapter on its base; made by `attach`, `load` or `of_run`.
+
+    Attributes:
+        model: the base, changed in place.
+        config: the `adapter` section.
+
+    Example:
+        adapter = Adapter.attach(model, AdapterConfig(method="lora"))
+        ...  # train the parameters of `model` that require gradients
+        adapter.save(Path("folder"))
+        Adapter.load(base, Path("folder")).merge()
+    """
+
+    def __init__(self, model: PreTrainedModel, config: AdapterConfig, attachment: Attachment):
+        self.model, self.config = model, config
+        self._attachment = attachment
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, config: AdapterConfig, init_ids: list[int] | None = None) -> Adapter:
+        """Make the method's parameters trainable and freeze all others, in place.
+
+        Args:
+            model: the base; its family must be in `adapter_targets.FAMILIES` unless `targets` or `layers` name the modules.
+            config: the `adapter` section; its method is not "full".
+            init_ids: token ids of `init_text`.
+
+        Raises:
+            ConfigError: a target or pattern matches nothing, or the method does not fit the model.
+            MissingDependencyError: peft or bitsandbytes is missing.
+        """
+        assert config.method != "full", "full fine-tuning has no adapter"
+        methods = _methods()
+        model.requires_grad_(False)
+        adapter = cls(model, config, methods.attach(model, config, init_ids))
+        if not any(p.requires_grad for p in model.parameters()):
+            family = model.config.model_type
+            raise ConfigError(f"adapter.method {config.method!r} leaves nothing to train in this {family} model")
+        return adapter
+
+    @classmethod
+    def load(cls, model: PreTrainedModel, folder: Path) -> Adapter:
+        """Attach what `save` wrote to the same base, in place; nothing stays trainable.
+
+        Raises:
+            ModelError: the adapter's files cannot be read, or it does not fit this base.
+        """
+        try:
+            tensors = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"the adapter's weights in {str(folder)!r} cannot be read: {error}") from None
+        adapter = cls.attach(model, _read_settings(folder))
+        own = adapter._attachment.tensors()
+        wrong = [name for name in sorted(own | tensors) if _shape(own, name) != _shape(tensors, name)]
+        if wrong:
+            raise ModelError(f"the adapter in {str(folder)!r} does not fit this base: {', '.join(wrong[:3])}")
+        adapter._attachment.fill(tensors)
+        model.requires_grad_(False)
+        return adapter
+
+    @classmethod
+    def of_run(cls, model: PreTrainedModel, run: Path) -> Adapter:
+        """Load the adapter of a run onto a base that is in memory already and is to carry others after it.
+
+        Args:
+            model: the base, without an adapter.
+            run: folder of a run that trained an adapter on it.
+
+        Raises:
+            ModelError: the run trained no adapter, or one that changes or replaces what the others need of the base.
+        """
+        if not holds_adapter(run):
+            raise ModelError(f"{str(run)!r} is no run that trained an adapter")
+        settings = load_config(run / "config.yaml")
+        if loading.location(settings.model) != model.name_or_path:
+            raise ModelError(f"the adapter {str(run)!r} was trained on {settings.model.name!r}, not on {model.name_or_path!r}")
+        if runs.read_kept_tokens(run) is not None:
+            raise ModelError(f"the adapter {str(run)!r} has a trimmed vocabulary of its own; predict with the run itself")
+        if settings.adapter.method == "qlora":
+            raise ModelError(f"the adapter {str(run)!r} (qlora) needs its base in 4-bit weights; predict with the run itself")
+        return cls.load(model, run / "model")
+
+    @property
+    def method(self) -> str:
+        """`adapter.method`."""
+        return self.config.method
+
+    @torch.no_grad()
+    def save(self, folder: Path) -> None:
+        """Write the adapter: in peft's format where peft has the method, so that `PeftModel.from_pretrained` reads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self._attachment.tensors().items()}
+        save_file(tensors, folder / WEIGHTS)
+        peft_config = self._attachment.peft_config
+        if peft_config is not None:
+            peft_config.inference_mode = True
+            peft_config.base_model_name_or_path = self.model.name_or_path
+            peft_config.save_pretrained(str(folder))
+        (folder / ADAPTER_SETTINGS).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n", encoding="utf-8")
+
+    def merge(self) -> None:
+        """Fold the adapter into the base's own weights, in place; all of them can be trained again.
+
+        Raises:
+            ConfigError: the method adds something that no weight of the base can hold.
+        """
+        self._attachment.merge()
+        self.model.requires_grad_(True)
+
+    def detach(self) -> None:
+        """Give the base back as it was before the adapter.
+
+        Two methods cannot: `qlora` replaces the base's weights by 4-bit ones, and `bitfit` and `layers` keep the base's
+        values only where the adapter was loaded, because a copy would be a waste of memory in training.
+        """
+        self._attachment.detach()
+        self.model.requires_grad_(True)
 
 
-def load_run(run: Path, *, merged: bool) -> PreTrainedModel:
-    """The base of an adapter's run, with the adapter on it.
+def _methods() -> ModuleType:
+    """The module that knows the methods, imported when it is needed: peft takes seconds, and most runs train no adapter."""
+    try:
+        from seqtune.models import adapter_methods
+    except ModuleNotFoundError as error:
+        if error.name != "peft":
+            raise
+        raise MissingDependencyError("peft", None, "an adapter") from None
+    return adapter_methods
+
+
+def _shape(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
+
+
+def _read_settings(folder: Path) -> AdapterConfig:
+    return AdapterConfig(**json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8")))
+
+
+def load_trained(config: ModelConfig, seed: int) -> tuple[PreTrainedModel, Adapter | None]:
+    """A model, and for the run of an adapter its base with the adapter on it.
 
     Args:
-        run: its folder.
-        merged: fold the adapter into the base's weights.
+        config: hub id, folder, run folder or `builtin:NAME`.
+        seed: for `init: random`.
 
     Raises:
-        ModelError: the base cannot be loaded, or the adapter does not fit it.
+        ModelError: it cannot be loaded, or the adapter does not fit its base.
+    """
+    run = Path(config.name).expanduser()
+    if not holds_adapter(run):
+        return loading.load_model(config, seed), None
+    model = base_of_run(run)
+    return model, Adapter.load(model, run / "model")
+
+
+def load_merged(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """`load_trained` with the adapter folded into its base's weights.
+
+    Raises:
+        ModelError: it cannot be loaded, or the adapter does not fit its base.
         ConfigError: the adapter cannot be merged.
     """
-    model = base_of_run(run)
-    adapter = load(model, run / "model")
-    if merged:
-        merge(model, adapter)
+    model, adapter = load_trained(config, seed)
+    if adapter is not None:
+        adapter.merge()
     return model
 
 
 def base_of_run(run: Path) -> PreTrainedModel:
     """What the adapter of a run was trained on, in the vocabulary that it was trained in."""
     settings = load_config(run / "config.yaml")
-    name = Path(settings.model.name)
-    on_adapter = (name / "model" / OWN_SETTINGS).exists()
-    model = load_run(name, merged=True) if on_adapter else loading.load_model(settings.model, settings.train.seed)
+    model = load_merged(settings.model, settings.train.seed)
     kept = runs.read_kept_tokens(run)
     if kept is not None:
         trim_embeddings(model, np.array(kept))
     return model
-
-
-def load(model: PreTrainedModel, folder: Path) -> AdapterConfig:
-    """Attach what `save` wrote to the same base, in place; nothing stays trainable.
-
-    Raises:
-        ModelError: the adapter does not fit this base.
-    """
-    config = AdapterConfig(**json.loads((folder / OWN_SETTINGS).read_text()))
-    tensors = load_file(folder / WEIGHTS)
-    if config.method in SOFT_PROMPTS:
-        peft_config = PeftConfig.from_pretrained(str(folder))
-        soft_prompts.install(model, soft_prompts.SoftPrompt(peft_config, None, tensors["prompt_embeddings"]))
-        model.adapter_method = config.method  # type: ignore[assignment]
-        return config
-    if config.method in SELECTED:
-        model.untrained = {n: p.detach().clone() for n, p in selected(model, config).items()}  # type: ignore[assignment]
-    attach(model, config)
-    if config.method in INJECTED:
-        own_names = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-        outcome = set_peft_model_state_dict(_with_config(model), own_names, adapter_name="default")
-        unexpected = outcome.unexpected_keys
-    else:
-        own = trainable(model)
-        unexpected = sorted(set(tensors) ^ set(own))
-        if not unexpected:
-            with torch.no_grad():
-                for name, parameter in own.items():
-                    parameter.copy_(tensors[name])
-    if unexpected:
-        raise ModelError(f"the adapter in {str(folder)!r} does not fit this base: {', '.join(unexpected[:3])}")
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return config
-
-
-def switch(model: PreTrainedModel, run: Path) -> None:
-    """Take the adapter off a base, if it has one, and put another run's on; the base stays where it is.
-
-    Args:
-        model: the base.
-        run: a run that trained an adapter on it.
-
-    Raises:
-        ModelError: the run trained no adapter, or one on another base.
-    """
-    if not (run / "model" / OWN_SETTINGS).exists():
-        raise ModelError(f"{str(run)!r} is no run that trained an adapter")
-    settings = load_config(run / "config.yaml")
-    if loading.location(settings.model) != model.name_or_path:
-        raise ModelError(f"the adapter {str(run)!r} was trained on {settings.model.name!r}, not on {model.name_or_path!r}")
-    if runs.read_kept_tokens(run) is not None:
-        raise ModelError(f"the adapter {str(run)!r} has a trimmed vocabulary of its own; predict with the run itself")
-    detach(model)
-    load(model, run / "model")
-
-
-def detach(model: PreTrainedModel) -> None:
-    """Take the adapter off, unmerged, in place."""
-    _take_off(model)
-    soft_prompts.uninstall(model)
-    originals: Any = getattr(model, "untrained", {})
-    with torch.no_grad():
-        for name, value in originals.items():
-            model.get_parameter(name).copy_(value)
-    _forget(model)
-
-
-def merge(model: PreTrainedModel, config: AdapterConfig) -> None:
-    """Fold the adapter into the base's own weights, in place.
-
-    Raises:
-        ConfigError: the method adds something that no weight of the base can hold.
-    """
-    if config.method in SOFT_PROMPTS or config.method == "bottleneck":
-        raise ConfigError(
-            f"adapter.method {config.method!r} cannot be merged: the base has no weights that could hold it; "
-            "the run folder's model/ is the adapter itself"
-        )
-    if config.method == "qlora":
-        raise ConfigError("adapter.method 'qlora' cannot be merged into 4-bit weights; train with lora to export")
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
-    _take_off(model)
-    _forget(model)
-
-
-def _take_off(model: PreTrainedModel) -> None:
-    """Put the base's layers back in the place of the added ones."""
-    added = [(name, m) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer | Bottleneck)]
-    for name, module in added:
-        parent, _, child = name.rpartition(".")
-        layer: Any = module
-        setattr(model.get_submodule(parent), child, layer.base_layer)
-
-
-def _forget(model: PreTrainedModel) -> None:
-    """Drop what `attach` and `load` noted on the model."""
-    for name in ("untrained", "adapter_method", "adapter_config", "peft_config"):
-        if hasattr(model, name):
-            delattr(model, name)

@@ -1,4 +1,4 @@
-"""Attention where the one at hand is slow or takes too little: short rows in bf16, GPT-Neo in SDPA, BLOOM with key positions.
+"""Our own attention, where that of transformers is slow (short rows in bf16, GPT-Neo) or knows no key positions (BLOOM).
 
 Shapes: B rows, H heads, Q queries, K keys, D head width.
 """
@@ -18,11 +18,11 @@ from transformers.models.bloom.modeling_bloom import BloomModel
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 OWN = "seqtune_sdpa"  # the name under which transformers knows `_attention`
-MAX_PRODUCT_KEYS = 512  # beyond, the scores of a row take more memory than the quicker backward pass is worth
+MAX_PRODUCT_KEYS = 512  # for longer rows, the memory that the scores take outweighs the faster backward pass
 
 
 def use_fast_attention(model: PreTrainedModel) -> None:
-    """Give a model `attend` in place of SDPA, and GPT-Neo too, which transformers runs eagerly; eager families stay eager."""
+    """Let a model that attends through SDPA use `attend` instead, and GPT-Neo too; other eager families stay as they are."""
     layers: Any = [m for m in model.modules() if isinstance(m, GPTNeoSelfAttention)]
     for layer in layers:
         layer._attn = MethodType(_gpt_neo_attention, layer)
@@ -44,9 +44,9 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Scaled-dot-product attention [B, H, Q, D]; by plain products while training short rows in bf16 on a CPU.
+    """Scaled dot-product attention [B, H, Q, D]: torch's fused kernel, or for short rows in bf16 on a CPU plain products.
 
-    There torch's fused kernel takes ten times as long for its backward pass (torch 2.13; measured in `bench/LOG.md`).
+    In the latter case the backward pass of the fused kernel takes ten times as long (torch 2.13; measured in `bench/LOG.md`).
 
     Args:
         query: [B, H, Q, D].
@@ -76,7 +76,7 @@ def attend(
 def _trains_short_rows(query: torch.Tensor, key: torch.Tensor) -> bool:
     if query.device.type != "cpu" or not torch.is_grad_enabled() or key.size(-2) > MAX_PRODUCT_KEYS:
         return False
-    # rotated queries are fp32 until autocast brings them back
+    # rotary embeddings turn queries into fp32, so under autocast their own dtype says nothing
     return torch.bfloat16 == (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype)
 
 
@@ -91,7 +91,7 @@ def _attention(  # noqa: PLR0913, PLR0917 - the signature that models call
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`attend` as transformers calls it; what it does not serve goes to transformers' own SDPA."""
+    """`attend` behind the signature that transformers calls; all but short rows go to transformers' own SDPA."""
     if not _trains_short_rows(query, key):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
     groups = query.size(1) // key.size(1)
@@ -137,20 +137,21 @@ def has_key_positions(model: PreTrainedModel) -> bool:
 class KeyPositions:
     """Tells BLOOM where its keys stand while they do not lie in the order of the text.
 
+    Args:
+        backbone: the model without its output layer.
+        positions_BS: the place in its text of each key that attention sees.
+
     Example:
-        with KeyPositions(model.transformer) as where:
-            where.positions_BS = torch.tensor([[0, 1, 2, 2]])
+        with KeyPositions(model.transformer, torch.tensor([[0, 1, 2, 2]])):
             model(input_ids, attention_mask=mask_B1QS, past_key_values=cache)
     """
 
-    def __init__(self, backbone: Any):
-        self.backbone = backbone
-        self.positions_BS: torch.Tensor | None = None
+    def __init__(self, backbone: Any, positions_BS: torch.Tensor):
+        self.backbone, self.positions_BS = backbone, positions_BS
 
-    def __enter__(self) -> KeyPositions:
+    def __enter__(self) -> None:
         """Put our table of biases in place of the model's."""
         self.backbone.build_alibi_tensor = self._alibi
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Put the model's own back."""
@@ -158,7 +159,6 @@ class KeyPositions:
 
     def _alibi(self, attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
         """Slope x position [B * H, 1, S]; Press et al. 2022, https://arxiv.org/abs/2108.12409."""
-        assert self.positions_BS is not None
         closest = 2 ** math.floor(math.log2(num_heads))
         first = [2.0 ** (-8.0 * (i + 1) / closest) for i in range(closest)]
         rest = [2.0 ** (-4.0 * (2 * i + 1) / closest) for i in range(num_heads - closest)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,55 +18,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from seqtune import plugins
 from seqtune.config import ModelConfig
-from seqtune.errors import ModelError, did_you_mean
+from seqtune.errors import ModelError
 from seqtune.models.attention import use_fast_attention
-from seqtune.models.machine import settle_in
+from seqtune.models.location import location
+from seqtune.models.machine import set_up_cpu
 
-SMALL = 50_000_000  # parameters; below, defaults are others: see `seqtune.training.defaults`
-# Families without a position limit of their own (BLOOM's ALiBi) get this one; it bounds memory, not quality.
+SMALL = 50_000_000  # models with fewer parameters have other defaults: see `seqtune.training.defaults`
+# The limit for families that have none of their own, such as BLOOM with ALiBi. It is there for the memory, not for quality.
 UNLIMITED_LENGTH = 2048
-OWN_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
-
-
-def builtin_path(name: str) -> Path:
-    """Folder of an embedded base model.
-
-    Raises:
-        ModelError: there is no such base.
-    """
-    assets = Path(str(resources.files("seqtune") / "assets"))
-    names = sorted(p.parent.name for p in assets.glob("*/config.json"))
-    if name not in names:
-        raise ModelError(f"builtin:{name} does not exist{did_you_mean(name, names)}; there is: {', '.join(names)}")
-    return assets / name
-
-
-def location(config: ModelConfig) -> str:
-    """Folder or hub id that a model is loaded from.
-
-    Raises:
-        ModelError: there is no such folder, or it holds no model.
-    """
-    if config.name.startswith("builtin:"):
-        return str(builtin_path(config.name.removeprefix("builtin:")))
-    path = Path(config.name).expanduser()
-    if path.is_dir():
-        if (path / "model" / "config.json").exists():  # a run folder
-            return str(path / "model")
-        if not (path / "config.json").exists():
-            raise ModelError(f"{config.name!r} is a folder without config.json; it holds no Hugging Face model")
-        return str(path)
-    if path.is_absolute() or config.name.startswith((".", "~")):
-        raise ModelError(f"the model folder {config.name!r} does not exist")
-    return config.name
-
-
-def local_folder(config: ModelConfig) -> Path | None:
-    """The folder that holds the model, `None` for a hub id."""
-    path = Path(location(config))
-    return path if path.is_dir() else None
 
 
 def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
@@ -74,9 +34,9 @@ def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
         return loader.from_pretrained(
             location(config), revision=config.revision, trust_remote_code=config.trust_remote_code, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, HFValidationError) as error:
+    except (OSError, ValueError, KeyError, ImportError, HFValidationError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[0]
+        reason = f"a file is damaged ({lines[0]})" if isinstance(error, SafetensorError) else lines[0]
         if "trust_remote_code" in str(error):
             reason = "it brings its own code; if you trust it, --set model.trust_remote_code=true"
         elif "safetensors" in str(error):
@@ -111,7 +71,7 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     Raises:
         ModelError: it cannot be loaded, is no causal LM, or has no safetensors weights.
     """
-    settle_in()
+    set_up_cpu()
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -133,34 +93,23 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     return model
 
 
+def load_architecture(config: ModelConfig) -> PreTrainedModel:
+    """The model without its weights, on torch's device `meta`: to count, or for those who read the weights themselves.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.trust_remote_code)
+
+
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of the architecture, counted without weights.
 
     Raises:
         ModelError: it cannot be found or read.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.trust_remote_code)
-    return sum(p.numel() for p in model.parameters())
-
-
-def load_trained(config: ModelConfig, seed: int, *, merged: bool = False) -> PreTrainedModel:
-    """`load_model`, and for the run of an adapter its base with the adapter on it.
-
-    Args:
-        config: hub id, folder, run folder or `builtin:NAME`.
-        seed: for `init: random`.
-        merged: fold an adapter into its base's weights.
-
-    Raises:
-        ModelError: it cannot be loaded, or the adapter does not fit its base.
-        ConfigError: the adapter cannot be merged.
-    """
-    run = Path(config.name)
-    if not (run / "model" / OWN_SETTINGS).exists():
-        return load_model(config, seed)
-    # by name, because importing peft takes seconds
-    return plugins.load("seqtune.models.adapters:load_run")(run, merged=merged)
+    return sum(p.numel() for p in load_architecture(config).parameters())
 
 
 def max_length(model_config: Any, config: ModelConfig) -> int:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from seqtune.errors import ConfigError
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Batch
 
@@ -138,6 +139,19 @@ def block_diagonal(documents_BT: torch.Tensor) -> torch.Tensor:
     """
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
     return same_BTT.tril()[:, None]
+
+
+def check_packing(model: PreTrainedModel, batching: str) -> None:
+    """Find out before anything is written whether rows may stand behind one another.
+
+    Raises:
+        ConfigError: they may not, in this model.
+    """
+    if batching == "pack" and not can_pack(model):
+        raise ConfigError(
+            f"train.batching = 'pack' does not fit this {type(model).__name__}: it would not read a row among others as it "
+            "reads the row alone; use 'bucket'"
+        )
 
 
 def can_pack(model: PreTrainedModel) -> bool:

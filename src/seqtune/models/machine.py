@@ -1,4 +1,4 @@
-"""What this machine has: devices, arithmetic units, cores; and settings of the process that make it use them well."""
+"""What this machine has (devices, bf16 units, cores, memory), and process settings that make computing on its CPU faster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 
 from seqtune.cpus import available_cpus
 
-# glibc hands large freed blocks back to the system and faults them in again at the next step; these keep them. mallopt(3)
+# By default glibc gives large freed blocks back to the system and must ask for them again at the next training step, which is
+# slow. With these parameters it keeps them; see mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 
@@ -45,19 +46,19 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may still take: what the system can spare, lowered by a container's limit."""
-    spare = psutil.virtual_memory().available
+    """Bytes that this process may still allocate: the system's free memory, lowered by a container's limit."""
+    free = psutil.virtual_memory().available
     try:
         limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
         cached = (cgroup / "memory.stat").read_text().partition("inactive_file ")[2].split()[0]
-        return min(spare, max(0, limit - used + int(cached)))
+        return min(free, max(0, limit - used + int(cached)))
     except (OSError, ValueError, IndexError):  # no cgroup, or "max": no limit
-        return spare
+        return free
 
 
 @functools.cache
-def settle_in() -> None:
-    """Set thread count and allocator for computing on the CPU; a thread count that the user set stays."""
+def set_up_cpu() -> None:
+    """Set thread count and memory allocator for computing on the CPU; `OMP_NUM_THREADS` takes precedence."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     if sys.platform == "linux":

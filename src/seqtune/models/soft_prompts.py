@@ -1,18 +1,19 @@
-"""Learned tokens before every input, as prompt tuning, P-tuning and prefix tuning train them (`seqtune.models.adapters`).
+"""Soft prompts: learned tokens before every input, as prompt tuning, P-tuning and prefix tuning train them.
 
-Virtual tokens are ids above the vocabulary that the encoder puts before each source. The embedding knows them, the output layer
-does not. So they take positions, are padded, cached and shared by beams like any other token, and no caller needs to know of
-them; which is where soft prompts used to break (peft issues 869, 2131, 2821).
+The learned tokens are called virtual. Their ids follow the vocabulary, and the encoder puts them before each source. The
+model's embedding has a row for each of them, the output layer has none. So they take positions, are padded, are cached and are
+shared by beams like any other token, and decoding needs no special case for them. (Special cases are where soft prompts break
+elsewhere: peft issues 869, 2131, 2821.)
 
-In prefix tuning the virtual tokens' keys and values are replaced, layer by layer, before they are stored; what their own hidden
-states are is then without consequence, because nothing ever reads them.
+Prefix tuning learns keys and values instead of embeddings. The virtual tokens then pass through the model as well, but in each
+layer their own keys and values are replaced by the learned ones before anything is stored or attended to.
 
 Shapes: P virtual tokens, D width, L layers, H key-value heads, W head width.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,34 +27,47 @@ class SoftPrompt(nn.Module):
 
     Args:
         config: peft's configuration of the method.
-        encoder: peft's module, `None` once its output is fixed.
-        fixed: that output [P, D], or [P, 2 * L * H * W] for prefixes.
+        encoder: peft's module, which computes the table of virtual tokens from its parameters.
     """
 
-    def __init__(self, config: Any, encoder: nn.Module | None, fixed: torch.Tensor | None = None):
+    def __init__(self, config: Any, encoder: nn.Module):
         super().__init__()
-        self.config, self.encoder = config, encoder
+        self.config = config
+        self.encoder: nn.Module | None = encoder
         self.is_prefix = config.peft_type == "PREFIX_TUNING"
         self.num_tokens = int(config.num_virtual_tokens)
         self.fixed: torch.Tensor | None
-        self.register_buffer("fixed", fixed)
+        self.register_buffer("fixed", None)
 
     def table(self) -> torch.Tensor:
-        """What the virtual tokens stand for: [P, D], or [P, 2 * L * H * W] for prefixes."""
+        """What the virtual tokens stand for: [P, D], or [P, 2 * L * H * W] for a prefix."""
         if self.encoder is None:
             assert self.fixed is not None
             return self.fixed
         device = next(self.encoder.parameters()).device
         return self.encoder(torch.arange(self.num_tokens, device=device)[None])[0]
 
+    def fix(self, table: torch.Tensor) -> None:
+        """Take a trained table; the encoder is no longer needed then."""
+        self.fixed, self.encoder = table.to(self.table().device), None
+
     def keys_and_values(self) -> torch.Tensor:
-        """A prefix as [2 * L, H, P, W], keys and values of the layers in turn, peft's order."""
+        """A prefix as [2 * L, H, P, W]: the first layer's keys, its values, the second layer's keys and so on, as in peft."""
         heads, layers = self.config.num_attention_heads, self.config.num_layers
         return self.table().view(self.num_tokens, 2 * layers, heads, -1).permute(1, 2, 0, 3)
 
+    def give_prefix(self, _: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Runs before the decoder's forward: puts the prefix into its cache; without a cache, as in training, passes one."""
+        cache = options.get("past_key_values")
+        if cache is None:
+            return args, {**options, "past_key_values": _PrefixCache(self.keys_and_values())}
+        assert hasattr(cache, "prefix"), f"{type(cache).__name__} would leave the prefix out"
+        cache.prefix = self.keys_and_values()
+        return args, options
+
 
 class _VirtualEmbedding(nn.Module):
-    """An embedding that also knows the virtual tokens, at ids from the vocabulary's size up."""
+    """An embedding that also has rows for the virtual tokens, whose ids begin at the vocabulary's size."""
 
     def __init__(self, embedding: nn.Embedding, prompt: SoftPrompt):
         super().__init__()
@@ -86,13 +100,13 @@ class _VirtualEmbedding(nn.Module):
         return torch.where(virtual[..., None], rows, found)
 
 
-class _PassingCache:
-    """Stands where a model expects a cache, stores nothing, and puts the prefix in place; for training."""
+class _PrefixCache:
+    """Stands where a model expects a cache and stores nothing: it only puts the prefix in place. Used in training."""
 
     is_compileable = False
 
-    def __init__(self, prompt: SoftPrompt):
-        self.prefix = prompt.keys_and_values()
+    def __init__(self, prefix: torch.Tensor):
+        self.prefix = prefix
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
@@ -110,45 +124,32 @@ class _PassingCache:
 
 
 def put_prefix(prefix: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace the first P keys and values [B, H, T, W] of a layer."""
+    """The keys and values [B, H, T, W] of a layer with the learned ones in the first P places."""
     size = prefix.size(2)
     own = prefix[2 * layer : 2 * layer + 2, None].to(key.dtype).expand(-1, key.size(0), -1, -1, -1)
     return torch.cat([own[0], key[:, :, size:]], 2), torch.cat([own[1], value[:, :, size:]], 2)
 
 
-def install(model: PreTrainedModel, prompt: SoftPrompt) -> None:
-    """Let the model's embedding, and for prefixes its caches, know the virtual tokens."""
+def put_on(model: PreTrainedModel, prompt: SoftPrompt) -> Callable[[], None]:
+    """Give a model rows for the virtual tokens, and for a prefix a hook that puts it into every layer.
+
+    Returns:
+        A function that takes the prompt off again.
+    """
     embedding: Any = model.get_input_embeddings()
-    if isinstance(embedding, _VirtualEmbedding):
-        embedding.prompt = prompt
-        return
-    model.set_input_embeddings(_VirtualEmbedding(embedding, prompt))
-    if hasattr(model, "knows_soft_prompts"):
-        return
-    model.knows_soft_prompts = True  # type: ignore[assignment]
-    # where the layers are: an OPT for text generation goes past its own backbone to the decoder in it
+    assert not isinstance(embedding, _VirtualEmbedding), "a model has one soft prompt at a time"
+    model.set_input_embeddings(_VirtualEmbedding(embedding, prompt.to(embedding.weight.device)))
+    if not prompt.is_prefix:
+        return lambda: model.set_input_embeddings(embedding)
+    # the module that runs the layers: an OPT for text generation calls the decoder inside its backbone, not the backbone
     decoder: Any = model.get_decoder()
-    plain = decoder.forward
+    hook = decoder.register_forward_pre_hook(prompt.give_prefix, with_kwargs=True)
 
-    @functools.wraps(plain)  # callers ask for its signature
-    def forward(*arguments: Any, **options: Any) -> Any:
-        current = soft_prompt(model)
-        if current is not None and current.is_prefix:
-            cache = options.get("past_key_values")
-            if cache is None:
-                options["past_key_values"] = _PassingCache(current)
-            else:
-                cache.prefix = current.keys_and_values()
-        return plain(*arguments, **options)
+    def take_off() -> None:
+        model.set_input_embeddings(embedding)
+        hook.remove()
 
-    decoder.forward = forward
-
-
-def uninstall(model: PreTrainedModel) -> None:
-    """Take the soft prompt away, if there is one."""
-    embedding: Any = model.get_input_embeddings()
-    if isinstance(embedding, _VirtualEmbedding):
-        model.set_input_embeddings(embedding.embedding)
+    return take_off
 
 
 def soft_prompt(model: PreTrainedModel) -> SoftPrompt | None:
@@ -158,6 +159,6 @@ def soft_prompt(model: PreTrainedModel) -> SoftPrompt | None:
 
 
 def num_virtual_tokens(model: PreTrainedModel) -> int:
-    """How many ids above the vocabulary stand before each source."""
+    """How many virtual tokens stand before each source."""
     prompt = soft_prompt(model)
     return 0 if prompt is None else prompt.num_tokens

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from seqtune import plugins
+from seqtune.errors import SupervisionError
 from seqtune.records import Encoded, Example
 from seqtune.tokens.encode import Encoder
 from seqtune.tokens.preparation import Prepared
@@ -37,6 +38,7 @@ def findings(prepared: Prepared) -> list[Finding]:
     """Everything that is odd about the data, worst first."""
     train = prepared.examples["train"]
     found = [*_rejections(prepared), *_duplicates(train), *_conflicts(train), *_leaks(prepared), *_inverted(train)]
+    found += _unanswerable(prepared)
     if not prepared.examples["validation"]:
         found.append(Finding("warning", "no validation rows: the last weights are kept, not the best ones"))
     if not prepared.examples["test"]:
@@ -56,6 +58,21 @@ def _rejections(prepared: Prepared) -> list[Finding]:
             f"{total} of {prepared.num_rows} rows cannot be used; first: {first.file}, line {first.line}: {first.reason}",
         )
     ]
+
+
+def _unanswerable(prepared: Prepared) -> list[Finding]:
+    """Held-out rows that the model cannot read; they stay, and count as wrong answers."""
+    found = []
+    template = prepared.task.rendering
+    for side in ("validation", "test"):
+        rows = prepared.examples[side]
+        encoded = prepared.encoder.encode_sources([template.render(e).source for e in rows]) if rows else []
+        bad = [(e, ids) for e, ids in zip(rows, encoded, strict=True) if isinstance(ids, SupervisionError)]
+        if bad:
+            first, reason = bad[0]
+            text = f"{len(bad)} {side} rows cannot be answered and count as wrong; first: line {first.line}: {reason}"
+            found.append(Finding("warning", text))
+    return found
 
 
 def _duplicates(train: Sequence[Example]) -> list[Finding]:
@@ -140,14 +157,14 @@ def _swap_gain(example: Example, inputs: Counter[str], outputs: Counter[str]) ->
     return first + second if min(first, second) > 0 else 0.0
 
 
-def statistics(prepared: Prepared, encoder: Encoder) -> dict[str, Any]:
+def statistics(prepared: Prepared) -> dict[str, Any]:
     """Lengths, fertility and unknown tokens of the training rows."""
     encoded = prepared.encoded
     lengths = np.array([len(e.input_ids) for e in encoded])
     targets = np.array([e.num_loss_tokens for e in encoded])
     texts = [p.source + (p.target or "") for p in prepared.prompts]
     words = sum(len(t.split()) for t in texts)
-    unknown = encoder.tokenizer.unk_token_id
+    unknown = prepared.encoder.tokenizer.unk_token_id
     return {
         "tokens_per_row": _quantiles(lengths),
         "loss_tokens_per_row": _quantiles(targets),
@@ -194,14 +211,14 @@ def neighbours(prepared: Prepared) -> dict[str, Any] | None:
     }
 
 
-def report(prepared: Prepared, encoder: Encoder) -> dict[str, Any]:
+def report(prepared: Prepared) -> dict[str, Any]:
     """Everything `check` shows, as plain values for `--json`."""
     shown = []
     for row in prepared.encoded[:NUM_SHOWN]:
-        shown.append([{"token": text, "loss": loss} for text, loss in tokens(row, encoder)])
+        shown.append([{"token": text, "loss": loss} for text, loss in tokens(row, prepared.encoder)])
     return {
         "data": prepared.report(),
-        "statistics": statistics(prepared, encoder),
+        "statistics": statistics(prepared),
         "findings": [{"level": f.level, "text": f.text} for f in findings(prepared)],
         "neighbours": neighbours(prepared),
         "examples": shown,

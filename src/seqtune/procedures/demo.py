@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqtune import runs
+from seqtune import folders, runs
 from seqtune.chem.sources import chemicals_table
 from seqtune.config import Config, load_config
 from seqtune.data.splits import hash_order
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
-from seqtune.errors import RunError
 from seqtune.models import loading
 from seqtune.models.machine import best_device
 from seqtune.procedures.fit import Fitted, fit
@@ -22,7 +20,13 @@ from seqtune.records import Example, Prediction
 from seqtune.scoring.evaluate import evaluate, read_predictions
 
 MAX_SMILES, MAX_NAME = 40, 50
-TABLE = "molecules.csv"
+TABLE, RUN_NAME = "molecules.csv", "run"
+DEMO = folders.Kind(
+    name="demonstration",
+    marker=".seqtune-demo",
+    artefacts=(TABLE,),  # the run in it is a folder of its own
+    remedy="replace it with --overwrite, or choose another --out",
+)
 NUM_SAMPLES = 10
 NUM_BASE_ROWS = 200
 
@@ -46,19 +50,14 @@ def build_table(folder: Path, *, overwrite: bool = False) -> tuple[Path, dict[st
     """Write the short-molecule slice of the `chemicals` package as a table; returns its path and the counts.
 
     Raises:
-        RunError: the folder is in the way.
+        RunError: the folder, or the one for the run in it, is in the way.
     """
-    if overwrite and (folder / TABLE).exists():  # nothing but an earlier demonstration is ever removed
-        shutil.rmtree(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(
-            f"{str(folder)!r} exists and is not empty; replace an earlier demonstration with --overwrite, "
-            "or name another folder with --out"
-        )
+    folders.check_free(folder, DEMO, reuse=overwrite)
+    folders.check_free(folder / RUN_NAME, runs.RUN, reuse=overwrite)
     frame, counts = chemicals_table(MAX_SMILES, MAX_NAME)
-    folder.mkdir(parents=True, exist_ok=True)
+    folders.create(folder, DEMO)
     path = folder / TABLE
-    frame.write_csv(path)
+    runs.write_text(path, frame.write_csv())
     return path, counts
 
 
@@ -77,20 +76,24 @@ def configuration(table: Path, folder: Path, minutes: float) -> Config:
             "train.validate_examples": 100,
             "train.validate_max_seconds": 10,
             "decode.num_beams": 4,
-            "out": str(folder / "run"),
+            "out": str(folder / RUN_NAME),
         }
     )
 
 
-def run(config: Config) -> Demo:
-    """Fine-tune, then ask the base model a sample of the same test questions."""
-    fitted = fit(config)
+def run(config: Config, *, overwrite: bool = False) -> Demo:
+    """Fine-tune, then ask the base model a sample of the same test questions.
+
+    Raises:
+        RunError: there is a run already, and `overwrite` is off.
+    """
+    fitted = fit(config, overwrite=overwrite)
     ours = read_predictions(fitted.folder)
     questions = [Example(p.id, p.input, p.reference) for p in ours]
     model = loading.load_model(config.model, config.train.seed).to(best_device())  # type: ignore[arg-type]
     task = Task.load(fitted.folder / "task.yaml")
     base = Predictor(model, loading.load_tokenizer(config.model), task, config.decode)
-    # an untrained model rambles to the limit on every question, so it gets fewer; drawn by hash
+    # the base model writes up to the token limit for every question, which takes long; so it gets fewer, drawn by hash
     few = [questions[i] for i in hash_order(questions, config.train.seed, "base")[:NUM_BASE_ROWS]]
     answers = predict_with_progress(base, few, "base model")
     runs.write_predictions(fitted.folder / "base_predictions.jsonl", answers)

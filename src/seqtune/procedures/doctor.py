@@ -11,16 +11,10 @@ from typing import Any
 
 import torch
 
-from seqtune import runs
+from seqtune import plugins, runs
 from seqtune.cpus import available_cpus
-from seqtune.models.loading import builtin_path
+from seqtune.models.location import builtin_path
 from seqtune.models.machine import best_device
-
-EXTRAS = {
-    "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "optuna": "search",
-    "bitsandbytes": "quant",
-    "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track",
-}  # fmt: skip
 
 
 def examine() -> dict[str, dict[str, Any]]:
@@ -35,7 +29,7 @@ def examine() -> dict[str, dict[str, Any]]:
         },
         "device": _device(),
         "packages": {name: _found(name) for name in runs.PACKAGES},
-        "extras": {name: _found(name, extra) for name, extra in EXTRAS.items()},
+        "extras": {name: _found(name, extra) for name, extra in plugins.EXTRAS.items()},
         "programs": {"java": shutil.which("java") or "missing: apt install default-jre-headless (checks names, by OPSIN)"},
         "models": {"builtin:base": _base()},
     }

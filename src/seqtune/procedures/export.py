@@ -13,8 +13,8 @@ from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
 from seqtune.errors import RunError
 from seqtune.models import loading
+from seqtune.models.adapters import load_merged
 from seqtune.models.loading import save_model
-from seqtune.models.machine import best_device
 from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
 from seqtune.records import Example
 from seqtune.runs import is_complete, read_kept_tokens
@@ -42,7 +42,7 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
         raise RunError(f"{str(folder)!r} exists and is not empty; choose another --out")
     config = load_config(run / "config.yaml")
     source = ModelConfig(name=str(run))
-    model, tokenizer = loading.load_trained(source, config.train.seed, merged=True), loading.load_tokenizer(source)
+    model, tokenizer = load_merged(source, config.train.seed), loading.load_tokenizer(source)
     kept = read_kept_tokens(run)
     if full_vocabulary and kept is not None:
         model, tokenizer = _whole(config, model, tokenizer, np.array(kept))
@@ -54,7 +54,7 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
 def _whole(
     config: Config, trained: PreTrainedModel, trimmed: PreTrainedTokenizerBase, kept: np.ndarray
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    base, tokenizer = loading.load_trained(config.model, config.train.seed), loading.load_tokenizer(config.model)
+    base, tokenizer = load_merged(config.model, config.train.seed), loading.load_tokenizer(config.model)
     added = np.flatnonzero(kept >= len(tokenizer))
     pieces: Any = trimmed.convert_ids_to_tokens(added.tolist())
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
@@ -68,9 +68,7 @@ def _replay(config: Config, run: Path, folder: Path, count: int) -> dict[str, in
     if not stored.exists():
         raise RunError(f"{str(run)!r} holds no predictions to verify with; its split had no test rows")
     before = read_predictions(str(stored))[:count]
-    source = ModelConfig(name=str(folder))
-    model = loading.load_model(source, config.train.seed).to(best_device())  # type: ignore[arg-type]
-    predictor = Predictor(model, loading.load_tokenizer(source), Task.load(run / "task.yaml"), config.decode, folder)
-    after = predict_with_progress(predictor, [Example(p.id, p.input, None) for p in before], "verify")
+    predictor = Predictor.of_model(str(folder), Task.load(run / "task.yaml"), config.decode)
+    after = predict_with_progress(predictor, [Example(p.id, p.input, None, p.fields) for p in before], "verify")
     different = sum(a.prediction != b.prediction for a, b in zip(after, before, strict=True))
     return {"num_verified": len(before), "num_different": different}

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from seqtune import plugins, progress, runs
-from seqtune.config import Config
+from seqtune import folders, progress, runs
+from seqtune.config import Config, TrainConfig
 from seqtune.decoding.engines import check_engine
-from seqtune.decoding.predictor import Predictor, predict_with_progress
-from seqtune.errors import RunError, VocabularyError
+from seqtune.decoding.predictor import Predictor
+from seqtune.errors import RunError
 from seqtune.models import loading
-from seqtune.models.vocabulary import extend_embeddings, trim_embeddings, trim_tokenizer
+from seqtune.models.adapters import Adapter, load_merged
+from seqtune.models.loss import check_packing
+from seqtune.procedures.evaluate import answer_and_score, check_packages
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
-from seqtune.scoring.evaluate import evaluate_task
-from seqtune.tokens.encode import Encoder, make_encoder
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.training import defaults
 from seqtune.training.loop import Outcome, Trainer, outcome_summary
 from seqtune.training.processes import check_trackers, process_state
-
-NUM_COMPARED = 1000  # rows on which the trimmed tokenizer is compared with the whole one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,38 +57,97 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     folder = run_folder(config)
     process = process_state()
     quiet = quiet or not process.is_main_process
+    say = _speaker(quiet)
     if process.is_main_process:
-        runs.check_free(folder, resume=resume, overwrite=overwrite)
+        runs.check_free(config, folder, resume=resume, overwrite=overwrite)
     check_trackers(config.train)
-    encoder = make_encoder(config)
-    prepared = prepare(config, encoder)
-    model, tokenizer, kept = starting_point(config, encoder, prepared, quiet)
-    continuing = [False]
-    if process.is_main_process:
-        continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]
-    broadcast_object_list(continuing)
+    prepared = prepare(config)
+    check_packages(prepared.task, config.decode)
+    model, adapter = starting_point(config, prepared)
+    for note in prepared.notes:
+        say(note)
+    continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
+    if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
+        say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}")
     if runs.is_complete(folder):
-        _say(f"{folder} is complete already", quiet)
+        say(f"{folder} is complete already")
         metrics = folder / "metrics.json"
-        return Fitted(folder, {"reason": "complete"}, json.loads(metrics.read_text()) if metrics.exists() else None)
+        return Fitted(folder, {"reason": "complete"}, runs.read_json(metrics) if metrics.exists() else None)
     if prepared.rejected:
-        _say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl", quiet)
-    validate = Validator(tokenizer, prepared, config) if prepared.examples["validation"] else None
-    num_parameters = sum(p.numel() for p in model.parameters())
+        say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl")
+    trainer = _trainer(config, prepared, model, folder)
+    outcome = _train(trainer, continuing=continuing, quiet=quiet)
+    metrics = _finish(trainer, adapter, prepared, config, outcome, quiet) if trainer.is_main else None
+    return Fitted(folder, outcome_summary(outcome), metrics)
+
+
+def starting_point(config: Config, prepared: Prepared) -> tuple[PreTrainedModel, Adapter | None]:
+    """The model to train, in the vocabulary that the rows were prepared in, and the adapter that is on it, if one is trained.
+
+    If the base is itself the run of an adapter, that adapter is merged first.
+    """
+    model = load_merged(config.model, config.train.seed)
+    prepared.vocabulary.apply(model)
+    adapter = None
+    if config.adapter.method != "full":
+        text = config.adapter.init_text
+        torch.manual_seed(config.train.seed)
+        adapter = Adapter.attach(model, config.adapter, prepared.encoder.ids([text])[0] if text else None)
+    check_engine(model, config.decode, config.adapter.method)
+    check_packing(model, config.train.batching)
+    return model, adapter
+
+
+def training_settings(config: Config, prepared: Prepared, num_parameters: int) -> TrainConfig:
+    """The `train` section with what the adapter's method and the table's size decide."""
     settings = defaults.for_adapter(config.train, config.adapter.method, num_parameters)
     if settings.target_tokens:
         epochs = settings.target_tokens / int(prepared.encoded.num_loss_tokens.sum())
         settings = settings.model_copy(update={"epochs": epochs})
-    trainer = Trainer(model, prepared.encoded, settings, folder, validate)
+    return settings
+
+
+def _speaker(quiet: bool) -> Callable[[str], None]:
+    return (lambda text: None) if quiet else lambda text: progress.console().print(text, markup=False)
+
+
+def _enter(config: Config, folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> bool:
+    """Create the run folder in the main process; true everywhere if there is a run to continue."""
+    continuing = [False]
+    if process_state().is_main_process:
+        continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]
+    broadcast_object_list(continuing)
+    return continuing[0]
+
+
+def _trainer(config: Config, prepared: Prepared, model: PreTrainedModel, folder: Path) -> Trainer:
+    """The trainer, with the facts of the run written down before the first step."""
+    num_parameters = sum(p.numel() for p in model.parameters())
+    validate = Validator(prepared, config) if prepared.examples["validation"] else None
+    trainer = Trainer(model, prepared.encoded, training_settings(config, prepared, num_parameters), folder, validate)
     if trainer.is_main:
-        _write_facts(folder, config, prepared, {"device": str(trainer.accelerator.device), "num_parameters": num_parameters})
-        if kept is not None:
-            runs.write_kept_tokens(folder, kept.tolist())
-    _say(trainer.describe(), quiet)
-    if continuing[0]:
+        runs.write_text(folder / "config.yaml", config.to_yaml())
+        facts = {"device": str(trainer.accelerator.device), "num_parameters": num_parameters}
+        runs.write_json(folder / "environment.json", runs.environment(config.train.seed) | facts)
+        runs.write_json(folder / "data.json", prepared.report())
+        runs.write_rejected(folder / "rejected.jsonl", prepared.rejected)
+        prepared.task.save(folder / "task.yaml")
+        if prepared.vocabulary.kept is not None:
+            runs.write_kept_tokens(folder, prepared.vocabulary.kept.tolist())
+    return trainer
+
+
+def _train(trainer: Trainer, *, continuing: bool, quiet: bool) -> Outcome:
+    """Train to the end, from a checkpoint if there is one, and put the best weights back.
+
+    Raises:
+        RunError: it was interrupted; a checkpoint is written.
+    """
+    say = _speaker(quiet)
+    say(trainer.describe())
+    if continuing:
         found = trainer.restore()
-        step = trainer.state.step
-        _say(f"resuming at step {step}" if found else "no checkpoint was written yet; starting over", quiet)
+        say(f"resuming at step {trainer.state.step}" if found else "no checkpoint was written yet; starting over")
     outcome = trainer.run(quiet=quiet)
     if outcome.reason == "interrupted":
         raise RunError(
@@ -99,87 +155,26 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
             "the same command with --resume goes on from there"
         )
     trainer.load_best()
-    metrics = None
-    if trainer.is_main:
-        metrics = _finish(trainer.model, tokenizer, prepared, config, outcome, quiet)
-    return Fitted(folder, outcome_summary(outcome), metrics)
-
-
-def starting_point(
-    config: Config, encoder: Encoder, prepared: Prepared, quiet: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, np.ndarray | None]:
-    """The model to train, its tokenizer, and the original id of each of its tokens if its vocabulary was trimmed.
-
-    Where it is trimmed, the prepared rows are renumbered too. An adapter's run to begin with is merged first.
-    """
-    model = loading.load_trained(config.model, config.train.seed, merged=True)
-    check_engine(model, config.decode)
-    extend_embeddings(model, prepared.new_tokens)
-    if prepared.new_tokens:
-        _say(f"vocabulary: {len(prepared.new_tokens):,} frequent pieces of the training texts are added", quiet)
-    tokenizer, kept = encoder.tokenizer, None
-    full = config.adapter.method == "full"
-    if full if config.model.trim_vocabulary is None else config.model.trim_vocabulary:
-        tokenizer, kept = _trim(model, tokenizer, prepared, quiet)
-    if not full:  # by name, because importing peft takes seconds
-        text = config.adapter.init_text
-        torch.manual_seed(config.train.seed)
-        plugins.load("seqtune.models.adapters:attach")(model, config.adapter, encoder.ids([text])[0] if text else None)
-    return model, tokenizer, kept
-
-
-def _trim(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, quiet: bool
-) -> tuple[PreTrainedTokenizerBase, np.ndarray | None]:
-    """Drop the tokens that the task does without from model, tokenizer and rows; a tokenizer that resists stays whole."""
-    texts = [text for p in prepared.prompts[:NUM_COMPARED] for text in (p.source, p.target or "")]
-    try:
-        trimmed = trim_tokenizer(tokenizer, prepared.encoded.used_ids().tolist(), texts)
-    except VocabularyError as error:
-        _say(f"the vocabulary stays whole: {error}", quiet)
-        return tokenizer, None
-    _say(f"vocabulary: {len(trimmed.kept):,} of {model.config.get_text_config().vocab_size:,} tokens are kept", quiet)
-    trim_embeddings(model, trimmed.kept)
-    prepared.encoded = prepared.encoded.renumbered(trimmed.kept)
-    return trimmed.tokenizer, trimmed.kept
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        progress.console().print(text)
-
-
-def _write_facts(folder: Path, config: Config, prepared: Prepared, facts: dict[str, Any]) -> None:
-    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    runs.write_json(folder / "environment.json", runs.environment(config.train.seed) | facts)
-    runs.write_json(folder / "data.json", prepared.report())
-    runs.write_rejected(folder / "rejected.jsonl", prepared.rejected)
-    prepared.task.save(folder / "task.yaml")
+    return outcome
 
 
 def _finish(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prepared: Prepared,
-    config: Config,
-    outcome: Outcome,
-    quiet: bool,
+    trainer: Trainer, adapter: Adapter | None, prepared: Prepared, config: Config, outcome: Outcome, quiet: bool
 ) -> dict[str, Any] | None:
+    """Save the model; answer the test rows with what was saved, as `predict` would; card and manifest."""
     folder = run_folder(config)
-    if config.adapter.method == "full":
-        loading.save_model(model, tokenizer, folder / "model")
+    tokenizer = prepared.encoder.tokenizer
+    if adapter is None:
+        loading.save_model(trainer.model, tokenizer, folder / "model")
     else:
-        plugins.load("seqtune.models.adapters:save")(model, config.adapter, folder / "model")
-        model.config.save_pretrained(folder / "model")
+        adapter.save(folder / "model")
+        trainer.model.config.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     metrics = None
     if prepared.examples["test"]:
-        predictor = Predictor(model, tokenizer, prepared.task, config.decode, folder / "model")
-        predictions = predict_with_progress(predictor, prepared.examples["test"], "evaluate", quiet)
-        metrics, predictions = evaluate_task(predictions, prepared.task, prepared.examples["train"])
-        runs.write_predictions(folder / "predictions.jsonl", predictions)
-        runs.write_json(folder / "metrics.json", metrics)
+        predictor = Predictor.of_run(str(folder))
+        metrics = answer_and_score(predictor, prepared.examples["test"], prepared.examples["train"], folder, quiet=quiet)
     text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    runs.write_text(folder / "README.md", text)
     runs.finish(folder)
     return metrics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from seqtune import progress, runs
+from seqtune import folders, progress, runs
 from seqtune.config import TrainConfig
 from seqtune.data.splits import unit_hash
 from seqtune.errors import DataError, RunError
@@ -28,6 +27,13 @@ from seqtune.training.loop import Outcome, Trainer, outcome_summary
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 HELD_OUT = 0.01
+SETTINGS = "settings.json"
+WORK = folders.Kind(
+    name="pretraining",
+    marker=".seqtune-pretraining",
+    artefacts=("log.jsonl", "checkpoints", "seqtune", SETTINGS),
+    remedy="go on with --resume, or choose another --out",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +73,17 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
             documents += [d for d in text.split("\n\n") if d.strip()]
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from None
-    if len(documents) < 100:
-        raise DataError(f"the corpus holds {len(documents)} paragraphs; pretraining needs at least 100")
+    if (number := len(set(documents))) < 100:
+        raise DataError(f"the corpus holds {number} different paragraphs; pretraining needs at least 100")
     return documents
+
+
+def split_documents(documents: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Documents to train on, and about 1% held out, at least one; drawn by hash, so equal ones are on the same side."""
+    hashes = [unit_hash(document, 0, "held-out") for document in documents]
+    limit = max(HELD_OUT, min(hashes))
+    held_out = [d for d, value in zip(documents, hashes, strict=True) if value <= limit]
+    return [d for d, value in zip(documents, hashes, strict=True) if value > limit], held_out
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -127,14 +141,11 @@ def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainCon
         Sizes, the outcome, and held-out bits per byte of the saved weights and of the random initialisation.
 
     Raises:
-        RunError: the folder is in the way.
+        RunError: the folder is in the way, or holds a pretraining with other settings or another corpus.
     """
     work = folder / "work"
-    if folder.exists() and any(folder.iterdir()) and not (resume and work.exists()):
-        raise RunError(f"{str(folder)!r} exists; choose another --out, or --resume an unfinished pretraining")
-    documents = read_documents(paths)
-    held_out = [d for d in documents if unit_hash(d, 0, "held-out") < HELD_OUT]
-    training = [d for d in documents if unit_hash(d, 0, "held-out") >= HELD_OUT]
+    _check_free(folder, work, resume)
+    training, held_out = split_documents(read_documents(paths))
     progress.console().print(f"{len(training):,} paragraphs to train on, {len(held_out):,} held out")
     tokenizer = train_tokenizer(training, shape.vocab_size)
     rows = list(rows_of(training, tokenizer, shape.row_length))
@@ -142,7 +153,7 @@ def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainCon
     num_bytes = sum(len(d.encode()) + 1 for d in held_out)  # the end token stands for one separator
     model = new_model(shape, tokenizer, config.seed)
     at_random = bits_per_byte(model, test_rows, num_bytes)
-    work.mkdir(parents=True, exist_ok=True)
+    _open(work, asdict(shape) | config.model_dump(), runs.fingerprint(row.input_ids.tobytes() for row in rows))
     trainer = Trainer(model, rows, config, work)
     progress.console().print(trainer.describe())
     if resume:
@@ -164,8 +175,32 @@ def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainCon
         "train": config.model_dump(),
     }
     runs.write_json(folder / "pretraining.json", facts)
-    shutil.rmtree(work)
+    folders.remove(work, WORK)
     return facts
+
+
+def _check_free(folder: Path, work: Path, resume: bool) -> None:
+    if folders.is_ours(work, WORK):
+        folders.check_free(work, WORK, reuse=resume)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{str(folder)!r} exists, and there is no unfinished pretraining in it; choose another --out")
+
+
+def _open(work: Path, settings: dict[str, Any], fingerprint: str) -> None:
+    """Begin to pretrain, or make sure that what was begun is gone on with as it was begun.
+
+    Raises:
+        RunError: it was begun with other settings or another corpus.
+    """
+    folders.create(work, WORK)
+    path = work / SETTINGS
+    if not path.exists():
+        runs.write_json(path, {"settings": settings, "fingerprint": fingerprint})
+        return
+    stored = runs.read_json(path)
+    runs.check_unchanged(stored["settings"], settings)
+    if stored["fingerprint"] != fingerprint:
+        raise RunError("--resume needs the corpus that the pretraining began with; it has changed since")
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from seqtune.config import Config, DecodeConfig
 from seqtune.data.splits import hash_order
@@ -24,19 +24,19 @@ class Validator:
     begins; the loop then keeps to the smaller number, so that all later validations compare like with like.
 
     Args:
-        tokenizer: the model's tokenizer.
         prepared: its validation rows are drawn from.
-        config: `train.validate_*` and `decode` limits.
+        config: `train.validate_*`, and `decode.token_budget` for the memory. Nothing else of `decode` is used: how the run's
+            answers are searched for must not decide which weights are the best.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, config: Config):
+    def __init__(self, prepared: Prepared, config: Config):
         pool = prepared.examples["validation"]
         order = hash_order(pool, config.train.seed, "validation")[: config.train.validate_examples]
         self.rows = [pool[i] for i in order]
-        self.tokenizer = tokenizer
+        self.tokenizer = prepared.encoder.tokenizer
         self.task = prepared.task
         self.max_seconds = config.train.validate_max_seconds
-        self.decode = DecodeConfig(max_new_tokens=config.decode.max_new_tokens, token_budget=config.decode.token_budget)
+        self.decode = DecodeConfig(token_budget=config.decode.token_budget)
 
     def __call__(self, model: PreTrainedModel, num_items: int | None) -> dict[str, float]:
         """Metrics on the first `num_items` rows (`None`: all), with the number of rows that were scored."""

@@ -22,14 +22,18 @@ NUM_BINS = 8
 
 def confidence_plots(predictions: Sequence[Prediction]) -> list[tuple[str, Markup]]:
     """Confidence against accuracy, and accuracy against coverage; none without log-probabilities."""
-    answered = [p for p in predictions if p.hypotheses]
-    if not answered:
+    known = [(c, p.prediction == p.reference) for p in predictions if (c := _confidence(p)) is not None]
+    if not known:
         return []
-    return [("Can its confidence be trusted?", _reliability_plot(answered)), ("Answering less", _coverage_plot(answered))]
+    confidence, right = (np.array(column, dtype=float) for column in zip(*known, strict=True))
+    return [
+        ("Can its confidence be trusted?", _reliability_plot(confidence, right)),
+        ("Answering less", _coverage_plot(confidence, right, len(predictions))),
+    ]
 
 
 def wrong_answers(predictions: Sequence[Prediction], task_file: Path, limit: int, pictures: int) -> dict[str, Any]:
-    """What the template needs to show the wrong answers, those that the model was surest of first.
+    """What the template needs to show the wrong answers, those that the model was surest of first; no answer comes last.
 
     Args:
         predictions: with references.
@@ -37,7 +41,8 @@ def wrong_answers(predictions: Sequence[Prediction], task_file: Path, limit: int
         limit: answers to show.
         pictures: answers to draw.
     """
-    wrong = sorted((p for p in predictions if p.prediction != p.reference), key=_confidence, reverse=True)
+    wrong = [p for p in predictions if p.prediction != p.reference]
+    wrong.sort(key=lambda p: -1.0 if (confidence := _confidence(p)) is None else confidence, reverse=True)
     pack = Task.load(task_file).pack if task_file.exists() else None
     picture: Callable[[str], str] | None = plugins.load(pack.picture) if pack and pack.picture else None
     rows = []
@@ -60,8 +65,10 @@ def wrong_answers(predictions: Sequence[Prediction], task_file: Path, limit: int
     return {"errors": rows, "num_wrong": len(wrong), "num_items": len(predictions)}
 
 
-def _confidence(prediction: Prediction) -> float:
-    """Probability that the model gives its answer as a whole."""
+def _confidence(prediction: Prediction) -> float | None:
+    """Probability that the model gives its answer as a whole; `None` without an answer of the model."""
+    if not prediction.hypotheses or prediction.status == "abstained":
+        return None
     return math.exp(min(0.0, prediction.score))
 
 
@@ -86,9 +93,7 @@ def difference(prediction: str, reference: str) -> tuple[Markup, Markup, int]:
     return made[0], made[1], len(reference) if first is None else first
 
 
-def _reliability_plot(predictions: Sequence[Prediction]) -> Markup:
-    confidence = np.array([_confidence(p) for p in predictions])
-    right = np.array([p.prediction == p.reference for p in predictions], dtype=float)
+def _reliability_plot(confidence: np.ndarray, right: np.ndarray) -> Markup:
     edges = np.unique(np.quantile(confidence, np.linspace(0, 1, NUM_BINS + 1)))
     bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, max(0, len(edges) - 2))
     figure, axes = new_axes("confidence (probability of the whole answer)", "share that is right")
@@ -100,12 +105,11 @@ def _reliability_plot(predictions: Sequence[Prediction]) -> Markup:
     return svg(figure)
 
 
-def _coverage_plot(predictions: Sequence[Prediction]) -> Markup:
-    order = np.argsort([-_confidence(p) for p in predictions], kind="stable")
-    right = np.array([p.prediction == p.reference for p in predictions], dtype=float)[order]
+def _coverage_plot(confidence: np.ndarray, right: np.ndarray, num_items: int) -> Markup:
+    right = right[np.argsort(-confidence, kind="stable")]
     counts = np.arange(1, len(right) + 1)
     figure, axes = new_axes("share answered, surest first", "share of these that is right")
-    axes.plot(counts / len(right), right.cumsum() / counts, color=BLUE)
+    axes.plot(counts / num_items, right.cumsum() / counts, color=BLUE)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     return svg(figure)

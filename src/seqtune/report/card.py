@@ -7,15 +7,7 @@ from typing import Any
 import yaml
 
 from seqtune.config import Config
-
-SHOWN = ("exact_match", "edit_similarity", "bleu_char", "bleu_13a", "chrf", "rougeL", "token_accuracy")
-
-
-def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value, interval) of the metrics that lead a table."""
-    return [
-        (name, f"{metrics[name]['value']:.4f}", f"{metrics[name]['low']:.4f} to {metrics[name]['high']:.4f}") for name in SHOWN
-    ]
+from seqtune.report.scores import interval, scores_of
 
 
 def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], metrics: dict[str, Any] | None) -> str:
@@ -49,8 +41,7 @@ def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], me
         "## Training",
         "",
         f"{outcome['step']} of {outcome['total_steps']} planned steps ({outcome['reason']}), "
-        f"{outcome['num_tokens']:,} tokens, {outcome['seconds']:.0f} s. The weights are those of step "
-        f"{outcome['best_step'] or outcome['step']}, the best by validation.",
+        f"{outcome['num_tokens']:,} tokens, {outcome['seconds']:.0f} s. {_which_weights(outcome)}",
         "",
         "## Results on the test rows",
         "",
@@ -75,13 +66,19 @@ def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], me
     return "\n".join(lines)
 
 
+def _which_weights(outcome: dict[str, Any]) -> str:
+    if outcome["best"] is None:
+        return f"There was no validation; the weights are those of the end, step {outcome['step']}."
+    return f"The weights are those of step {outcome['best_step']}, the best by validation."
+
+
 def _results(metrics: dict[str, Any] | None) -> list[str]:
     if metrics is None:
         return ["There were no test rows, so nothing is known about unseen inputs."]
     return [
-        f"{metrics['num_items']} rows, 95% bootstrap intervals; signatures are in `metrics.json`.",
+        f"{metrics['num_items']} rows, 95% intervals; signatures are in `metrics.json`.",
         "",
-        "| metric | value | 95% interval |",
-        "|---|---|---|",
-        *(f"| {name} | {value} | {interval} |" for name, value, interval in metric_rows(metrics)),
+        "| metric | value (95% interval) |",
+        "|---|---|",
+        *(f"| {name} | {interval(score)} |" for name, score in scores_of(metrics).items()),
     ]

@@ -12,7 +12,6 @@ from matplotlib import pyplot
 
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: smaller, and searchable
-SCORES = ("exact_match", "structure_accuracy", "edit_similarity", "bleu_char")
 BLUE, GREY, ORANGE = "#2563a8", "#8a94a3", "#c2571a"
 
 

@@ -11,7 +11,9 @@ from markupsafe import Markup
 
 from seqtune.report.answers import confidence_plots, wrong_answers
 from seqtune.report.parts import BLUE, ORANGE, new_axes, render, svg
+from seqtune.report.scores import rows_table, scores_of
 from seqtune.scoring.evaluate import read_predictions
+from seqtune.studies.logs import read_log
 
 MAX_ERRORS = 300
 MAX_PICTURES = 60
@@ -19,26 +21,24 @@ MAX_PICTURES = 60
 
 def run_page(folder: Path) -> str:
     """The page of a folder with `metrics.json` and `predictions.jsonl`."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     predictions = read_predictions(folder)
-    log = folder / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = read_log(folder)
     plots = [("Training", _training_plot(lines))] if any("loss" in line for line in lines) else []
     plots += confidence_plots(predictions)
-    scores = [(name, value) for name, value in metrics.items() if isinstance(value, dict) and "signature" in value]
     tables = [("By input length", *_length_table(metrics))] if len(metrics.get("by_input_length", [])) > 1 else []
-    tables += [(f"By {name}", *_rows_table(name, rows)) for name, rows in metrics.get("strata", {}).items() if len(rows) > 1]
+    tables += [(f"By {name}", *rows_table(name, rows)) for name, rows in metrics.get("strata", {}).items() if len(rows) > 1]
     if metrics.get("baselines"):
         rows = [{"label": name, **row} for name, row in metrics["baselines"].items()]
-        tables.insert(0, ("Other tools on the same items", *_rows_table("tool", rows)))
+        tables.insert(0, ("Other tools on the same items", *rows_table("tool", rows)))
     return render(
-        "run.html", title=folder.resolve().name, summary=_summary(metrics, folder), scores=scores, plots=plots, tables=tables,
-        ceiling=metrics.get("gold_ceiling", {}),
+        "run.html", title=folder.resolve().name, summary=_summary(metrics, folder, lines), plots=plots, tables=tables,
+        scores=scores_of(metrics).items(), undefined=metrics.get("undefined", {}), ceiling=metrics.get("gold_ceiling", {}),
         answers=wrong_answers(predictions, folder / "task.yaml", MAX_ERRORS, MAX_PICTURES),
     )  # fmt: skip
 
 
-def _summary(metrics: dict[str, Any], folder: Path) -> list[str]:
+def _summary(metrics: dict[str, Any], folder: Path, log: Sequence[dict[str, Any]]) -> list[str]:
     exact = metrics["exact_match"]
     lines = [
         f"{100 * exact['value']:.1f}% of {metrics['num_items']:,} held-out answers are exactly right "
@@ -48,30 +48,19 @@ def _summary(metrics: dict[str, Any], folder: Path) -> list[str]:
         value = metrics["structure_accuracy"]
         lines.append(f"{100 * value['value']:.1f}% mean the right structure.")
     environment = folder / "environment.json"
-    log = folder / "log.jsonl"
-    if environment.exists() and log.exists():
-        last = [line for line in map(json.loads, log.read_text().splitlines()) if "loss" in line][-1]
+    trained = [line for line in log if "loss" in line]
+    if environment.exists() and trained:
+        last = trained[-1]
         lines.append(
             f"Trained for {last['seconds'] / 60:.1f} minutes, {last['step']:,} steps, {last['num_tokens']:,} tokens on "
-            f"{json.loads(environment.read_text()).get('device', 'an unknown device')}."
+            f"{json.loads(environment.read_text(encoding='utf-8')).get('device', 'an unknown device')}."
         )
     return lines
 
 
-def _rows_table(heading: str, rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    names = list(dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, dict)))
-    headings = [heading, "items", *(name.replace("_", " ") for name in names)]
-    body = [[row["label"], f"{row['num_items']:,}", *(_interval(row[n]) if n in row else "-" for n in names)] for row in rows]
-    return headings, body
-
-
 def _length_table(metrics: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [{**row, "label": f"{row['min_characters']}-{row['max_characters']}"} for row in metrics["by_input_length"]]
-    return _rows_table("characters", rows)
-
-
-def _interval(value: dict[str, Any]) -> str:
-    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+    return rows_table("characters", rows)
 
 
 def _training_plot(lines: Sequence[dict[str, Any]]) -> Markup:

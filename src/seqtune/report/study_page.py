@@ -17,9 +17,11 @@ from matplotlib import pyplot
 
 from seqtune.errors import ConfigError, RunError, did_you_mean
 from seqtune.report.answers import confidence_plots, wrong_answers
-from seqtune.report.parts import BLUE, GREY, SCORES, new_axes, render, svg
+from seqtune.report.parts import BLUE, GREY, new_axes, render, svg
 from seqtune.scoring.evaluate import read_predictions
 from seqtune.studies import analysis
+from seqtune.studies.logs import read_log
+from seqtune.studies.tables import COMPARED, MAX_COMPARED, SCORES, VALIDATION, label, ranking, short
 
 EXAMPLES = "data.num_examples"
 MAX_LEGEND = 40
@@ -35,7 +37,7 @@ def study_page(folder: Path) -> str:
     shown = [c for c in summary.columns if not c.endswith(("_low", "_high"))]
     rows = [[_shown(row, c) for c in shown] for row in summary.iter_rows(named=True)]
     settings = folder / "study.yaml"
-    study = yaml.safe_load(settings.read_text()) if settings.exists() else {}
+    study = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
     search, failures = _json(folder / "search.json"), _json(folder / "failures.json") or []
     comparisons = _comparisons(folder / "comparisons.csv")
     plots = _search_plots(search) if search else _study_plots(summary, axes, scores[:2])
@@ -43,25 +45,39 @@ def study_page(folder: Path) -> str:
         "study.html", title=folder.resolve().name, headings=[c.replace("_", " ") for c in shown], rows=rows,
         findings=_findings(summary, axes, search, comparisons), budget=_budget(study.get("budget")),
         plots=plots, curves=_learning_curves(results, axes), comparisons=comparisons,
+        compared_with=_chosen_by(ranking(results)) if summary.height > MAX_COMPARED else "",
         missing=not any((_evaluation(row) / "predictions.jsonl").exists() for row in results.iter_rows(named=True)),
         trials=_trials(search) if search else None, importances=search["importances"] if search else {},
-        best=_best(results, axes), forecast=_forecast_text(summary, axes), failures=failures, num_points=results.height,
-        settings=settings.read_text() if settings.exists() else "",
+        best=_best(results, axes, search), forecast=_forecast_text(summary, axes), failures=failures, num_points=results.height,
+        settings=settings.read_text(encoding="utf-8") if settings.exists() else "",
     )  # fmt: skip
 
 
-def _best(results: polars.DataFrame, axes: Sequence[str]) -> dict[str, Any] | None:
-    """Curves and wrong answers of the point with the best scores, if its run is still there."""
+def _best(results: polars.DataFrame, axes: Sequence[str], search: Any) -> dict[str, Any] | None:
+    """Curves and wrong answers of the best point whose run is still there, and how it was chosen."""
     rows = [row for row in results.iter_rows(named=True) if (_evaluation(row) / "predictions.jsonl").exists()]
     if not rows:
         return None
-    row = max(rows, key=lambda row: (row["exact_match"], row["edit_similarity"]))
+    columns = ranking(results)
+    if search:  # what it went by comes first
+        columns = sorted(columns, key=lambda name: not name.endswith(search["metric"]))
+    row = max(rows, key=lambda row: [row[name] for name in columns])
     predictions = read_predictions(_evaluation(row))
     return {
-        "name": analysis.label(row, [name for name in axes if results[name].n_unique() > 1]),
+        "chosen_by": _chosen_by(columns),
+        "name": label(row, [name for name in axes if results[name].n_unique() > 1]),
         "plots": confidence_plots(predictions),
         "answers": wrong_answers(predictions, Path(row["run"]) / "task.yaml", MAX_ERRORS, MAX_PICTURES),
     }
+
+
+def _chosen_by(columns: Sequence[str]) -> str:
+    if columns[0].startswith(VALIDATION):
+        return "It was chosen by the validation rows; the test rows took no part."
+    return (
+        "It was chosen by the test rows that it is judged on here, because not every point has a validation of its own: "
+        "its scores are a little too good."
+    )
 
 
 def _evaluation(row: dict[str, Any]) -> Path:
@@ -69,7 +85,7 @@ def _evaluation(row: dict[str, Any]) -> Path:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _budget(budget: Any) -> str:
@@ -87,17 +103,17 @@ def _findings(summary: polars.DataFrame, axes: Sequence[str], search: Any, compa
     lines = []
     if search and search["best"]:
         best = search["best"]
-        chosen = ", ".join(f"{name} {analysis.short(value)}" for name, value in best["values"].items())
+        chosen = ", ".join(f"{name} {short(value)}" for name, value in best["values"].items())
         lines.append(
             f"Best of {len(search['trials'])} points by {search['metric'].replace('_', ' ')} on the validation rows "
             f"({best['validation']:.3f}): {chosen}. The test rows took no part in the choice."
         )
-    for name in ("exact_match", "edit_similarity"):
+    for name in COMPARED:
         low, high = (pick(rows, key=lambda row, name=name: row[name]) for pick in (min, max))
         if high[name] > low[name]:
             lines.append(
-                f"Test {name.replace('_', ' ')} runs from {_shown(low, name)} ({analysis.label(low, varied)}) "
-                f"to {_shown(high, name)} ({analysis.label(high, varied)})."
+                f"Test {name.replace('_', ' ')} runs from {_shown(low, name)} ({label(low, varied)}) "
+                f"to {_shown(high, name)} ({label(high, varied)})."
             )
     if comparisons:
         surely = sum(float(row[-1]) < 0.05 for row in comparisons)
@@ -107,7 +123,7 @@ def _findings(summary: polars.DataFrame, axes: Sequence[str], search: Any, compa
 
 def _comparisons(path: Path) -> list[list[str]]:
     """Rows of the table of paired tests, as text."""
-    if not path.exists() or not path.read_text().strip():
+    if not path.exists() or not path.read_text(encoding="utf-8").strip():
         return []
     rows = []
     for row in polars.read_csv(path).iter_rows(named=True):
@@ -124,20 +140,19 @@ def _learning_curves(results: polars.DataFrame, axes: Sequence[str]) -> list[tup
     varied = [name for name in axes if results[name].n_unique() > 1]
     lines: dict[str, tuple[str, list[tuple[float, float, float]]]] = {}
     for row in results.iter_rows(named=True):
-        log = Path(row["run"]) / "log.jsonl"
-        if log.exists() and row["run"] not in lines:
-            entries = [json.loads(line) for line in log.read_text().splitlines()]
-            points = [(e["num_tokens"], e["seconds"], e["loss"]) for e in entries if "loss" in e]
-            lines[row["run"]] = (analysis.label(row, varied), points)
+        log = [] if row["run"] in lines else read_log(Path(row["run"]))
+        points = [(line["num_tokens"], line["seconds"], line["loss"]) for line in log if "loss" in line]
+        if points:
+            lines[row["run"]] = (label(row, varied), points)
     if len(lines) < 2 or len(lines) > MAX_LEGEND:
         return []
     plots = []
-    for index, label in ((0, "tokens read"), (1, "seconds of training")):
-        figure, plot = new_axes(label, "training loss (nats a token)")
+    for index, measure in ((0, "tokens read"), (1, "seconds of training")):
+        figure, plot = new_axes(measure, "training loss (nats a token)")
         for name, points in lines.values():
             plot.plot([p[index] for p in points], [p[2] for p in points], linewidth=1, label=name)
         plot.legend(fontsize=6, frameon=False)
-        plots.append((f"Loss against {label}", svg(figure)))
+        plots.append((f"Loss against {measure}", svg(figure)))
     return plots
 
 
@@ -147,7 +162,7 @@ def _trials(search: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for trial in search["trials"]:
         value = "-" if trial["validation"] is None else f"{trial['validation']:.4f}"
         chosen = [trial["values"].get(name) for name in names]
-        rows.append([str(trial["number"]), trial["state"], value, *map(analysis.short, chosen)])
+        rows.append([str(trial["number"]), trial["state"], value, *map(short, chosen)])
     return ["point", "state", f"validation {search['metric'].replace('_', ' ')}", *names], rows
 
 
@@ -199,7 +214,7 @@ def _bars(group: polars.DataFrame, score: str, axes: Sequence[str]) -> Markup:
     figure, plot = pyplot.subplots(figsize=(5.2, 0.6 + 0.28 * group.height))
     labels = []
     for row in group.iter_rows(named=True):
-        labels.append(analysis.label(row, axes))
+        labels.append(label(row, axes))
     means, low, high = (group[f"{score}{end}"].to_numpy() for end in ("", "_low", "_high"))
     bounds = [np.maximum(means - low, 0), np.maximum(high - means, 0)]
     plot.barh(labels, means, xerr=bounds, color=BLUE, height=0.6, error_kw={"elinewidth": 0.8, "ecolor": GREY, "capsize": 2})
@@ -220,9 +235,9 @@ def _axis_plot(summary: polars.DataFrame, axis: str, score: str, axes: Sequence[
         values, means = group[axis].to_list(), group[score].to_numpy()
         low, high = means - group[f"{score}_low"].to_numpy(), group[f"{score}_high"].to_numpy() - means
         places = values if numeric else [str(v) for v in values]
-        label = ", ".join(f"{n.rpartition('.')[2]} {v}" for n, v in zip(others, key, strict=True) if v is not None)
+        name = label(dict(zip(others, key, strict=True)), others) if others else None
         style = {"marker": "o", "capsize": 2, "linewidth": 1.2 if numeric else 0, "elinewidth": 1, "markersize": 4}
-        plot.errorbar(places, means, yerr=[np.maximum(low, 0), np.maximum(high, 0)], label=label or None, **style)
+        plot.errorbar(places, means, yerr=[np.maximum(low, 0), np.maximum(high, 0)], label=name, **style)
     if numeric and summary[axis].min() > 0 and summary[axis].max() / summary[axis].min() >= 20:  # type: ignore[operator]
         plot.set_xscale("log")
     if not numeric:
@@ -233,12 +248,19 @@ def _axis_plot(summary: polars.DataFrame, axis: str, score: str, axes: Sequence[
 
 
 def _curves(summary: polars.DataFrame, axes: Sequence[str]) -> list[tuple[str, list[int], polars.DataFrame]]:
-    """The summary's rows along the number of examples: a label, the sizes, and the rows for each setting of the other axes."""
-    if EXAMPLES not in axes or summary[EXAMPLES].drop_nulls().n_unique() < analysis.MIN_SIZES:
+    """The summary's rows along the number of examples: a label, the sizes, and the rows for each setting of the other axes.
+
+    A point without a number has the whole table, so it counts with the rows that it was trained on. A setting with fewer than
+    three sizes has no curve.
+    """
+    if EXAMPLES not in axes:
         return []
+    whole = polars.col("training_rows") if "training_rows" in summary.columns else polars.lit(None)
+    sized = summary.with_columns(polars.coalesce(EXAMPLES, whole).cast(polars.Int64)).drop_nulls(EXAMPLES)
     others = [name for name in axes if name != EXAMPLES and summary[name].n_unique() > 1]
-    groups = summary.group_by(others, maintain_order=True) if others else [((), summary)]
-    return [(", ".join(map(str, key)), group[EXAMPLES].to_list(), group) for key, group in groups]
+    groups = sized.group_by(others, maintain_order=True) if others else [((), sized)]
+    curves = [(", ".join(map(str, key)), group[EXAMPLES].to_list(), group) for key, group in groups]
+    return [curve for curve in curves if len(set(curve[1])) >= analysis.MIN_SIZES]
 
 
 def _halves(group: polars.DataFrame, score: str) -> list[float]:
@@ -248,11 +270,11 @@ def _halves(group: polars.DataFrame, score: str) -> list[float]:
 def _forecast_text(summary: polars.DataFrame, axes: Sequence[str]) -> list[str]:
     """What the scores along the number of examples say about more of them."""
     texts = []
-    for label, sizes, group in _curves(summary, axes):
-        for score in ("exact_match", "edit_similarity"):
+    for points, sizes, group in _curves(summary, axes):
+        for score in COMPARED:
             values, halves = group[score].to_list(), _halves(group, score)
             checked = analysis.check_forecast(sizes, values, halves)
-            name = f"{label}: " if label else ""
+            name = f"{points}: " if points else ""
             if checked is not None:
                 found, measured = checked
                 texts.append(
@@ -260,18 +282,20 @@ def _forecast_text(summary: polars.DataFrame, axes: Sequence[str]) -> list[str]:
                     f"({found.low:.3f} to {found.high:.3f}) for {max(sizes):,} examples; measured {measured:.3f}."
                 )
             target = math.ceil(20 * max(values) + 1e-9) / 20  # the next twentieth
+            if target > 1:
+                continue
             texts.append(_examples_text(name, score, target, analysis.examples_for(sizes, values, halves, target), max(sizes)))
     return texts
 
 
 def _examples_text(name: str, score: str, target: float, found: analysis.Forecast, largest: int) -> str:
-    label = score.replace("_", " ")
+    named = f"{name}{score.replace('_', ' ')} {target:g}"
     if math.isinf(found.value):
         least = "" if math.isinf(found.low) else f"; the most hopeful resamples need {_rounded(found.low)}"
-        return f"{name}{label} {target:g}: beyond the ceiling of the curve, however many examples{least}."
+        return f"{named}: beyond the ceiling of the curve, however many examples{least}."
     high = "no number" if math.isinf(found.high) else _rounded(found.high)
     more = f", {_rounded(found.value - largest)} more than the largest point" if found.value > largest else ""
-    return f"{name}{label} {target:g}: about {_rounded(found.value)} examples ({_rounded(found.low)} to {high}){more}."
+    return f"{named}: about {_rounded(found.value)} examples ({_rounded(found.low)} to {high}){more}."
 
 
 def _rounded(count: float) -> str:
@@ -306,13 +330,13 @@ def examples_for(folder: Path, target: str) -> list[dict[str, Any]]:
         raise ConfigError(
             f"--target {target!r}: the study has no score {score!r}{did_you_mean(score, scores)}; {', '.join(scores)}"
         )
-    curves = _curves(summary, summary.columns[: summary.columns.index("seeds")])
+    curves = _curves(summary.drop_nulls(score), summary.columns[: summary.columns.index("seeds")])
     if not curves:
         raise RunError(f"a forecast needs an axis {EXAMPLES} with at least {analysis.MIN_SIZES} sizes")
     rows = []
-    for label, sizes, group in curves:
+    for points, sizes, group in curves:
         found = analysis.examples_for(sizes, group[score].to_list(), _halves(group, score), value)
         limits = {k: None if math.isinf(v) else round(v) for k, v in asdict(found).items()}  # JSON knows no infinity
-        text = _examples_text(f"{label}: " if label else "", score, value, found, max(sizes))
-        rows.append({"points": label, **limits, "largest": max(sizes), "text": text})
+        text = _examples_text(f"{points}: " if points else "", score, value, found, max(sizes))
+        rows.append({"points": points, **limits, "largest": max(sizes), "text": text})
     return rows

@@ -1,7 +1,7 @@
 """From predictions to scores: metrics, their intervals, and tests between systems; no model, never torch.
 
-In come `Prediction`s with references. Out goes the content of `metrics.json`, every value a `Score` with its 95% interval and
-signature. A task's own metrics and verifier come in through the plug-in groups.
+In come `Prediction`s with references. Out goes the content of `metrics.json`: a `Score` with its 95% interval and signature for
+every metric, or the reason why a metric is undefined on these references. Packs bring metrics and verifiers of their own.
 """
 
 from seqtune.rooms import hands_on

@@ -1,9 +1,10 @@
-"""Predictions and references -> scores, with intervals and strata; no model, no torch."""
+"""Predictions and references -> scores with intervals, overall and by input length; no model, no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from seqtune import plugins
 from seqtune.data.tasks import Task
 from seqtune.errors import DataError
 from seqtune.plugins import TaskMetrics
-from seqtune.records import Example, Hypothesis, Prediction, Score
-from seqtune.scoring.metrics import METRICS, Metric
-from seqtune.scoring.significance import Comparison, paired_randomization, scored
-from seqtune.scoring.task_scores import judged, verified
+from seqtune.records import Example, Hypothesis, Prediction, lone_surrogate
+from seqtune.scoring.metrics import METRICS
+from seqtune.scoring.significance import defined, paired_randomization, score
+from seqtune.scoring.task_scores import task_scores, verification_scores
 
 NUM_STRATA = 4
 
@@ -38,9 +39,11 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         raise DataError(f"{str(file)!r} does not exist; it should be a predictions.jsonl, or a folder that holds one")
     predictions = []
     try:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                predictions.append(_prediction(line, number, str(path)))
+        # not splitlines(): it also splits at U+2028, U+0085 and others, which stand unescaped inside JSON texts
+        with file.open(encoding="utf-8") as handle:
+            for number, line in enumerate(handle, start=1):
+                if line.strip():
+                    predictions.append(_prediction(line, number, str(path)))
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not UTF-8 text: {error}") from None
     if not predictions:
@@ -51,10 +54,13 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 def _prediction(line: str, number: int, path: str) -> Prediction:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path!r}, line {number}: not JSON ({error})") from None
     if not isinstance(record, dict):
         raise DataError(f"{path!r}, line {number}: not a JSON object")
+    lone = lone_surrogate(json.dumps(record, ensure_ascii=False))
+    if lone:
+        raise DataError(f"{path!r}, line {number}: a text holds {lone} alone, half of a surrogate pair, which is no character")
     for key in ("prediction", "reference"):
         if not isinstance(record.get(key), str):
             raise DataError(
@@ -63,18 +69,15 @@ def _prediction(line: str, number: int, path: str) -> Prediction:
     identity, text = str(record.get("id", number)), str(record.get("input", ""))
     try:
         hypotheses = tuple(Hypothesis(**h) for h in record.get("hypotheses", []))
-        details = {str(k): str(v) for k, v in record.get("details", {}).items()}
+        details, fields = ({str(k): str(v) for k, v in record.get(name, {}).items()} for name in ("details", "fields"))
     except (TypeError, AttributeError) as error:
-        raise DataError(f"{path!r}, line {number}: 'hypotheses' or 'details' is not as seqtune writes it ({error})") from None
+        raise DataError(
+            f"{path!r}, line {number}: 'hypotheses', 'details' or 'fields' is not as seqtune writes it ({error})"
+        ) from None
     return Prediction(
         identity, text, record["reference"], record["prediction"], float(record.get("score") or 0.0), hypotheses,
-        str(record.get("status", "ok")), details,
+        str(record.get("status", "ok")), details, fields,
     )  # fmt: skip
-
-
-def score(metric: Metric, statistics: np.ndarray) -> Score:
-    """A metric's value and interval over all rows of `statistics`."""
-    return scored(metric.value, statistics, metric.signature)
 
 
 def evaluate(
@@ -83,6 +86,8 @@ def evaluate(
     training: Sequence[tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
     """All text metrics, overall and by input length, and the task's own; the content of `metrics.json`.
+
+    A metric that is undefined on these references has no score; `undefined` then holds its name and the reason.
 
     Args:
         predictions: with references.
@@ -99,24 +104,26 @@ def evaluate(
         raise DataError(f"item {missing.id!r} has no reference; scoring needs one for every item")
     hypotheses = [p.prediction for p in predictions]
     references = [p.reference or "" for p in predictions]
-    result: dict[str, Any] = {"num_items": len(predictions)}
     statistics = {name: metric.statistics(hypotheses, references) for name, metric in METRICS.items()}
-    for name, metric in METRICS.items():
-        result[name] = score(metric, statistics[name]).to_dict()
+    scores = defined({name: score(metric.value, statistics[name], metric.signature) for name, metric in METRICS.items()})
+    undefined = {name: metric.undefined for name, metric in METRICS.items() if name not in scores}
     statuses = [p.status for p in predictions]
+    result: dict[str, Any] = {"num_items": len(predictions)} | scores
     result["status"] = {name: statuses.count(name) for name in sorted(set(statuses))}
     result["by_input_length"] = _strata([len(p.input) for p in predictions], statistics)
     if task is not None:
-        result |= judged(predictions, task, training)
+        own = task_scores(predictions, task, training)
+        undefined |= own.pop("undefined")
+        result |= own
     if any("verdict" in p.details for p in predictions):
-        result["verification"] = verified(predictions, task)
-    return result
+        result["verification"] = verification_scores(predictions, task)
+    return result | ({"undefined": undefined} if undefined else {})
 
 
 def evaluate_task(
     predictions: Sequence[Prediction], task: Task, training: Sequence[Example] | None = None
 ) -> tuple[dict[str, Any], list[Prediction]]:
-    """`evaluate` with the metrics that the task's pack brings, and the predictions with what these found out about each.
+    """`evaluate` with the metrics of the task's pack; also returns the predictions with the details that these metrics add.
 
     Args:
         predictions: with references.
@@ -150,9 +157,8 @@ def _strata(lengths: list[int], statistics: dict[str, np.ndarray]) -> list[dict[
             "max_characters": int(members.max()),
             "num_items": int(inside.sum()),
         }
-        for name in ("exact_match", "edit_similarity"):
-            row[name] = score(METRICS[name], statistics[name][inside]).to_dict()
-        strata.append(row)
+        metrics = [METRICS[name] for name in ("exact_match", "edit_similarity")]
+        strata.append(row | defined({m.name: score(m.value, statistics[m.name][inside], m.signature) for m in metrics}))
     return strata
 
 
@@ -173,17 +179,18 @@ def compare(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:
             f"{len(only_b)} only in the second (such as {only_b[:3]})"
         )
     paired = [other[p.id] for p in a]
-    for first, second in zip(a, paired, strict=True):
-        if first.reference != second.reference:
-            raise DataError(f"item {first.id!r} has different references in the two files; they are not comparable")
+    for ours, theirs in zip(a, paired, strict=True):
+        if ours.reference != theirs.reference:
+            raise DataError(f"item {ours.id!r} has different references in the two files; they are not comparable")
     references = [p.reference or "" for p in a]
     result: dict[str, Any] = {"num_items": len(a)}
+    undefined = {}
     for name, metric in METRICS.items():
-        outcome: Comparison = paired_randomization(
-            metric,
-            metric.statistics([p.prediction for p in a], references),
-            metric.statistics([p.prediction for p in paired], references),
-        )
+        first, second = (metric.statistics([p.prediction for p in side], references) for side in (a, paired))
+        if math.isnan(metric.value(first.sum(axis=0))):
+            undefined[name] = metric.undefined
+            continue
+        outcome = paired_randomization(metric, first, second)
         result[name] = {
             "a": outcome.a,
             "b": outcome.b,
@@ -191,4 +198,4 @@ def compare(a: Sequence[Prediction], b: Sequence[Prediction]) -> dict[str, Any]:
             "p_value": outcome.p_value,
             "signature": f"{metric.signature}|paired randomization {outcome.num_swaps} swaps, two-sided, seed 0",
         }
-    return result
+    return result | ({"undefined": undefined} if undefined else {})

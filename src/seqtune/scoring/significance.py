@@ -1,22 +1,25 @@
-"""Bootstrap intervals and paired randomisation, over per-item statistics that were computed once."""
+"""95% intervals and paired randomisation tests, over per-item statistics that were computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from seqtune.records import Score
-from seqtune.scoring.metrics.base import Metric
+from seqtune.scoring.metrics.base import Metric, item_statistics, mean
 
 NUM_RESAMPLES = 1000
 NUM_SWAPS = 10_000
-CHUNK = 100  # resamples drawn at once, so that memory stays flat on long files
+CHUNK = 100  # resamples drawn at once; all at once would take too much memory on long files
 
 
 def bootstrap_interval(value: Callable[[np.ndarray], float], statistics: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval over resampled items.
+    """95% percentile interval over resampled items; a resample in which the value is undefined is passed over.
 
     Args:
         value: turns sums [K] into a value.
@@ -29,26 +32,62 @@ def bootstrap_interval(value: Callable[[np.ndarray], float], statistics: np.ndar
     for _ in range(NUM_RESAMPLES // CHUNK):
         counts = generator.multinomial(num_items, np.full(num_items, 1 / num_items), size=CHUNK)
         values.extend(value(sums) for sums in counts @ statistics)
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-def scored(value: Callable[[np.ndarray], float], statistics: np.ndarray, signature: str) -> Score:
-    """A value and its interval over all rows of `statistics` [N, K]."""
-    low, high = bootstrap_interval(value, statistics)
-    signature = f"{signature}|n:{len(statistics)}|ci:95% bootstrap {NUM_RESAMPLES}, seed 0"
-    return Score(value(statistics.sum(axis=0)), low, high, signature)
+def wilson_interval(num_successes: int, num_items: int) -> tuple[float, float]:
+    """95% interval of a proportion. Unlike the bootstrap's it has a width at 0 of n and at n of n.
 
-
-def scored_mean(values: Sequence[float | bool | None] | np.ndarray, signature: str) -> Score:
-    """The mean over items and its interval; an item whose value is `None` does not count.
+    Source: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
 
     Example:
-        >>> scored_mean([1.0, None, 0.0], "validity").value
+        >>> wilson_interval(0, 20)
+        (0.0, 0.16113012549493165)
+    """
+    z = NormalDist().inv_cdf(0.975)
+    share = num_successes / num_items
+    centre = share + z**2 / (2 * num_items)
+    half = z * math.sqrt(share * (1 - share) / num_items + z**2 / (4 * num_items**2))
+    scale = 1 + z**2 / num_items
+    low = (centre - half) / scale if num_successes > 0 else 0.0
+    high = (centre + half) / scale if num_successes < num_items else 1.0
+    return low, high
+
+
+def score(value: Callable[[np.ndarray], float], statistics: np.ndarray, signature: str) -> Score | None:
+    """A value over all rows of `statistics` [N, K] with its interval, `None` where it is undefined.
+
+    A mean of values that are all 0 or 1 is a proportion and gets Wilson's interval, everything else the bootstrap's. The
+    signature says which, and how many items count.
+    """
+    sums = statistics.sum(axis=0)
+    found = value(sums)
+    if math.isnan(found):
+        return None
+    num_items = len(statistics)
+    if value is mean:
+        num_items = int(sums[1])
+    if value is mean and np.isin(statistics, (0, 1)).all():
+        (low, high), method = wilson_interval(int(sums[0]), num_items), "Wilson"
+    else:
+        (low, high), method = bootstrap_interval(value, statistics), f"bootstrap {NUM_RESAMPLES}, seed 0"
+    return Score(found, low, high, f"{signature}|n:{num_items}|ci:95% {method}")
+
+
+def mean_score(values: Sequence[float | bool | None] | np.ndarray, signature: str) -> Score | None:
+    """The mean over items and its interval. An item whose value is `None` does not count; `None` if no item counts.
+
+    Example:
+        >>> mean_score([1.0, None, 0.0], "validity").value
         0.5
     """
-    rows = np.array([[0.0, 0.0] if v is None else [v, 1.0] for v in values], dtype=float).reshape(len(values), 2)
-    return scored(lambda sums: float(sums[0] / sums[1]) if sums[1] else 0.0, rows, signature + "|mean of items")
+    return score(mean, item_statistics(values), signature + "|mean of items")
+
+
+def defined(scores: Mapping[str, Score | None]) -> dict[str, Any]:
+    """The JSON form of the scores that there are; an undefined one is left out."""
+    return {name: found.to_dict() for name, found in scores.items() if found is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +110,7 @@ class Comparison:
 
 
 def paired_randomization(metric: Metric, statistics_a: np.ndarray, statistics_b: np.ndarray, seed: int = 0) -> Comparison:
-    """Approximate randomisation test: swap the systems' items at random and see how often the gap is as wide.
+    """Approximate randomisation test: swap items between the systems at random and count how often the difference is as large.
 
     Source: Noreen 1989; Riezler & Maxwell 2005, https://aclanthology.org/W05-0908/.
 

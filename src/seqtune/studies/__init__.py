@@ -11,7 +11,7 @@ __all__, __getattr__ = hands_on(
     {
         "archive": "carbon_copy",
         "conduct": "Outcome run",
-        "points": "Budget Point Search Study is_done load_study plan shared_prefixes",
+        "points": "Budget Length Point Search Study is_done load_study plan shared_prefixes",
         "tables": "compare summarise tabulate",
         "times": "seconds_left",
     },

@@ -1,4 +1,4 @@
-"""What the points of a study say: a power law with an offset along the number of examples, and how points are called.
+"""What a curve of scores along the number of examples says about more of them: a power law with an offset.
 
 Source: Hestness et al. 2017, https://arxiv.org/abs/1712.00409 (error falls as a power of the number of examples, to a floor).
 """
@@ -6,9 +6,8 @@ Source: Hestness et al. 2017, https://arxiv.org/abs/1712.00409 (error falls as a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -150,18 +149,3 @@ def check_forecast(
     smaller = sizes < sizes[-1]
     found = forecast(sizes[smaller].tolist(), values[smaller].tolist(), widths[smaller].tolist(), float(sizes[-1]))
     return found, float(values[~smaller].mean())
-
-
-def label(values: Mapping[str, Any], axes: Sequence[str]) -> str:
-    """How a point is called: its values along the axes, by the last part of their names.
-
-    Example:
-        >>> label({"train.clip": 0.50000001, "model.init": None}, ["train.clip", "model.init"])
-        'clip 0.5'
-    """
-    return ", ".join(f"{name.rpartition('.')[2]} {short(values[name])}" for name in axes if values[name] is not None) or "base"
-
-
-def short(value: Any) -> str:
-    """A value in few characters."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

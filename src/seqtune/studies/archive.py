@@ -7,26 +7,19 @@ from pathlib import Path
 
 from seqtune.errors import RunError
 from seqtune.studies.conduct import points_of
-from seqtune.studies.execution import FACTS
+from seqtune.studies.execution import DECODE, FACTS, training_facts
 from seqtune.studies.points import Study, is_done
 
-COPIED = (
-    "config.yaml",
-    "environment.json",
-    "data.json",
-    "task.yaml",
-    "metrics.json",
-    "predictions.jsonl",
-    "log.jsonl",
-    FACTS,
-)
+OF_RUN = ("config.yaml", "environment.json", "data.json", "task.yaml", "log.jsonl")
+OF_EVALUATION = ("metrics.json", "predictions.jsonl", DECODE, FACTS)
 COPY_README = """# Carbon copy of the study {name}
 
 Everything that its scores rest on, without models and without training data. To score any point again, no model needed:
 
-    seqtune score runs/<run>/predictions.jsonl
+    seqtune score runs/<run>/evaluations/<evaluation>/predictions.jsonl
 
-`results.csv` names each point's run; its `config.yaml` trains it again where the data are at hand (fingerprints: `data.json`).
+`results.csv` names each point's run and its evaluation, one for each way of decoding (`decode.json`). The run's `config.yaml`
+trains it again where the data are at hand (fingerprints: `data.json`).
 `comparisons.csv` holds the paired tests between points.
 """
 
@@ -54,10 +47,12 @@ def carbon_copy(study: Study, path: Path) -> int:
             archive.writestr("README.md", COPY_README.format(name=study.name))
             for file in sorted(p for p in out.iterdir() if p.suffix in (".csv", ".yaml", ".json", ".html")):
                 archive.write(file, file.name)
-            for folder in dict.fromkeys(f for p in done for f in (p.run, p.evaluation)):
-                for name in COPIED:
-                    if (folder / name).exists():
-                        archive.write(folder / name, f"runs/{folder.relative_to(done[0].run.parent)}/{name}")
+            folders = dict.fromkeys(p.run for p in done)
+            files = [file for run in folders for file in (training_facts(run), *(run / name for name in OF_RUN))]
+            files += [folder / name for folder in dict.fromkeys(p.evaluation for p in done) for name in OF_EVALUATION]
+            for file in files:
+                if file.exists():
+                    archive.write(file, f"runs/{file.relative_to(done[0].run.parent)}")
         hidden.replace(path)
     finally:
         hidden.unlink(missing_ok=True)

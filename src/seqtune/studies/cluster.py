@@ -17,8 +17,9 @@ from ray.exceptions import RayError, TaskCancelledError
 
 from seqtune.errors import RunError
 from seqtune.ray_cluster import connect
-from seqtune.studies.execution import Failure, Stopped, Task, run_chain
+from seqtune.studies.execution import Failure, Task, run_chain
 from seqtune.studies.points import Point
+from seqtune.studies.processes import Stopped
 
 CLOSE_SECONDS = 60.0
 

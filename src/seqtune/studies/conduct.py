@@ -15,8 +15,9 @@ import yaml
 from seqtune import plugins, progress, runs
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
-from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Local, Task, describe_failure
+from seqtune.studies.execution import Executor, Failure, Local, Task, describe_failure
 from seqtune.studies.points import Point, Study, chains, is_done, make_point, plan, shared_prefixes
+from seqtune.studies.processes import POLL_SECONDS
 from seqtune.studies.tables import compare, summarise, tabulate
 from seqtune.studies.times import seconds_left
 
@@ -44,16 +45,21 @@ def points_of(study: Study) -> list[Point]:
     """A grid's points, or those that a search has finished so far, each once."""
     if study.search is None:
         return plan(study)
-    assert not isinstance(study.budget, list)  # a search has one
     trials = [trial for trial in read_search(study).get("trials", []) if trial["state"] == "complete"]
-    points = [make_point(study, trial["values"], study.budget, study.seeds[0]) for trial in trials]
+    points = [trial_point(study, trial["values"]) for trial in trials]
     return list({point.run: point for point in points}.values())
+
+
+def trial_point(study: Study, values: dict[str, Any]) -> Point:
+    """The point of a search's trial, by its values."""
+    assert not isinstance(study.budget, list)  # a search has one budget and one seed
+    return make_point(study, values, study.budget, study.seeds[0])
 
 
 def read_search(study: Study) -> dict[str, Any]:
     """What a search has written down so far: `trials`, `best`, `importances`."""
     path = Path(study.out) / SEARCH
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome:
@@ -70,7 +76,7 @@ def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome
     folder = Path(study.out)
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "study.yaml"
-    settings.write_text(yaml.safe_dump(study.model_dump(), sort_keys=False), encoding="utf-8")
+    runs.write_text(settings, yaml.safe_dump(study.model_dump(), sort_keys=False))
     points = plan(study)
     if not quiet:
         for line in shared_prefixes(points):

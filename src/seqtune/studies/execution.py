@@ -1,39 +1,28 @@
-"""One chain of points -> trained, decoded and scored, each verb in a process of its own; on this machine, several at once.
-
-Two studies may want the same run at the same time, and a study that was killed may leave a training behind that goes on:
-whoever trains holds a lock that its process inherits, and others wait for it.
-"""
+"""One chain of points -> trained, decoded and scored, each verb in a process of its own; on this machine, several at once."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-from seqtune import runs
+from seqtune import folders, runs
+from seqtune.config import load_config
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError, SeqtuneError
-from seqtune.studies.points import Point
+from seqtune.studies.points import Point, evaluation_folder
+from seqtune.studies.processes import Process, check, locked, visible_gpus
 
-POLL_SECONDS = 0.1
 FACTS = "study.json"
+DECODE = "decode.json"  # the settings that an evaluation was decoded with
+OWN_SCORES = ("metrics.json", runs.PREDICTIONS, "task.yaml")
 Failure = dict[str, str]
-
-
-class Stopped(Exception):
-    """The chain was asked to stop; its training has written a checkpoint."""
 
 
 class Task(Protocol):
@@ -88,38 +77,59 @@ class LocalTask:
 
 
 class Local:
-    """Chains on this machine, `jobs` at once, which share its processors."""
+    """Chains on this machine, `jobs` at once, which share its processors, and its GPUs if there are fewer than jobs."""
 
     def __init__(self, jobs: int):
         self.width = jobs
         self.threads = max(1, available_cpus() // jobs)
         self.pool = ThreadPoolExecutor(jobs)
+        gpus = visible_gpus() if jobs > 1 else []  # a single job finds the first one itself
+        self.free_gpus: SimpleQueue[str | None] = SimpleQueue()
+        for job in range(jobs):
+            self.free_gpus.put(gpus[job % len(gpus)] if gpus else None)
 
     def submit(self, chain: Sequence[Point]) -> Task:
         """Begin, or queue."""
         event = Event()
-        return LocalTask(self.pool.submit(run_chain, chain, self.threads, event.is_set), event)
+        return LocalTask(self.pool.submit(self._run, chain, event), event)
+
+    def _run(self, chain: Sequence[Point], event: Event) -> list[Failure]:
+        gpu = self.free_gpus.get()
+        try:
+            return run_chain(chain, self.threads, event.is_set, gpu)
+        finally:
+            self.free_gpus.put(gpu)
 
     def close(self) -> None:
         """Wait for what runs, drop what is queued."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_chain(chain: Sequence[Point], threads: int, stopped: Callable[[], bool] = lambda: False) -> list[Failure]:
+def run_chain(
+    chain: Sequence[Point], threads: int, stopped: Callable[[], bool] = lambda: False, gpu: str | None = None
+) -> list[Failure]:
     """Train and decode what is missing, one point after the other.
+
+    Args:
+        chain: points that follow each other.
+        threads: processors to use.
+        stopped: asked now and then.
+        gpu: the only one to use; `None` leaves the choice to the training.
 
     Raises:
         Stopped: `stopped()` came true.
     """
     failures = []
     for index, point in enumerate(chain):
-        _check(stopped)
+        check(stopped)
         try:
-            with _locked(point.run, stopped) as lock:
+            with locked(point.run, stopped) as lock:
+                process = Process(threads, lock, stopped, gpu)
                 if not runs.is_complete(point.run):
-                    _train(point, chain[:index], _Process(threads, lock, stopped))
+                    _train(point, chain[:index], process)
+                _keep_own_scores(point.run)
                 if not (point.evaluation / "metrics.json").exists():
-                    _evaluate(point, _Process(threads, lock, stopped))
+                    _evaluate(point, process)
         except SeqtuneError as error:
             failures.append(describe_failure(point, error))
     return failures
@@ -130,121 +140,83 @@ def describe_failure(point: Point, error: Exception) -> Failure:
     return {"point": json.dumps(point.values, default=str), "error": str(error)}
 
 
-@contextmanager
-def _locked(run: Path, stopped: Callable[[], bool]) -> Iterator[IO[str]]:
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with run.with_suffix(".lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                _rest(stopped)
-        yield lock
-
-
-def _rest(stopped: Callable[[], bool]) -> None:
-    time.sleep(POLL_SECONDS)
-    _check(stopped)
-
-
-def _check(stopped: Callable[[], bool]) -> None:
-    if stopped():
-        raise Stopped
-
-
-class _Process:
-    """Runs verbs of the command line.
-
-    Args:
-        threads: processors each may use.
-        lock: stays locked until the last process that inherited it has ended.
-        stopped: asked now and then.
-    """
-
-    def __init__(self, threads: int, lock: IO[str], stopped: Callable[[], bool]):
-        self.threads = threads
-        self.lock = lock
-        self.stopped = stopped
-
-    def __call__(self, arguments: Sequence[str]) -> int:
-        """Returns the process's peak memory in MiB.
-
-        Raises:
-            RunError: it failed; with its last line.
-            Stopped: it was interrupted on request.
-        """
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        with tempfile.TemporaryFile("w+") as log:
-            # a session of its own: Ctrl-C reaches it once, from here, and it writes a checkpoint
-            process = subprocess.Popen(
-                [sys.executable, "-m", "seqtune", *arguments], stdout=log, stderr=log, env=environment,
-                pass_fds=[self.lock.fileno()], start_new_session=True,
-            )  # fmt: skip
-            try:
-                usage = self._wait(process)
-            except BaseException:
-                process.send_signal(signal.SIGINT)
-                process.wait()
-                raise
-            if process.returncode:
-                log.seek(0)
-                lines = log.read().strip().splitlines() or [f"it ended with {process.returncode} and said nothing"]
-                raise RunError(lines[-1].removeprefix("error: "))
-        return round(usage.ru_maxrss / 1024)
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> Any:
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)  # this child's own memory, not the largest of all
-            if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                return usage
-            _rest(self.stopped)
-
-
-def _train(point: Point, shorter: Sequence[Point], process: _Process) -> None:
+def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
+    """Begin a training or go on with it; its cost is that of all parts together."""
     settings = point.run.with_suffix(".yaml")
-    settings.write_text(point.config.to_yaml(), encoding="utf-8")
+    runs.write_text(settings, point.config.to_yaml())
+    file = training_facts(point.run)
+    begun = point.run.exists()
+    noted = runs.read_json(file) if begun and file.exists() else {}
+    spent = noted.get("wall_seconds") if begun else 0.0
+    cost = {
+        "wall_seconds": None,  # unknown, if this part is killed
+        "peak_mib": noted.get("peak_mib", 0),
+        "steps_taken_over": noted.get("steps_taken_over", 0) if begun else _take_over(point, shorter),
+    }
+    runs.write_json(file, cost)
     started = time.monotonic()
-    taken_over = _take_over(point, shorter)
-    peak = process(["fit", str(settings), "--resume"])
-    seconds = round(time.monotonic() - started, 1)
-    runs.write_json(point.run / FACTS, {"wall_seconds": seconds, "peak_mib": peak, "steps_taken_over": taken_over})
+    try:
+        cost["peak_mib"] = max(cost["peak_mib"], process(["fit", str(settings), "--resume"]))
+    finally:
+        cost["wall_seconds"] = None if spent is None else round(spent + time.monotonic() - started, 1)
+        runs.write_json(file, cost)
 
 
 def _take_over(point: Point, shorter: Sequence[Point]) -> int:
     """Let the training begin where the longest finished one of the same beginning ended; returns the steps it has saved."""
-    if point.prefix is None or point.run.exists():
+    if point.prefix is None:
         return 0
-    lenders = [p for p in shorter if p.length < point.length and runs.is_complete(p.run)]
+    length = point.length.value or 0  # a chain has one unit
+    lenders = [p for p in shorter if (p.length.value or 0) < length and runs.is_complete(p.run)]
     found = runs.latest_checkpoint(lenders[-1].run / "checkpoints") if lenders else None
     if found is None:
         return 0
     hidden = point.run.with_name(f".{point.run.name}")
     shutil.rmtree(hidden, ignore_errors=True)
-    (hidden / "checkpoints").mkdir(parents=True)
+    folders.create(hidden, runs.RUN)
     shutil.copytree(found, hidden / "checkpoints" / found.name)
     for name in ("log.jsonl", "data.json"):
         shutil.copy(lenders[-1].run / name, hidden / name)
-    (hidden / "config.yaml").write_text(point.config.to_yaml(), encoding="utf-8")
+    runs.write_text(hidden / "config.yaml", point.config.to_yaml())
     hidden.rename(point.run)
     return int(found.name.removeprefix("step-"))
 
 
-def _evaluate(point: Point, process: _Process) -> None:
+def _keep_own_scores(run: Path) -> None:
+    """Put the scores that the training ended with where the scores of its way of decoding belong, if they are not there yet."""
+    decode = load_config(run / "config.yaml").decode
+    folder = evaluation_folder(run, decode)
+    if folder.exists() or not (run / "metrics.json").exists():
+        return
+    hidden = folder.with_name(f".{folder.name}")
+    hidden.mkdir(parents=True, exist_ok=True)
+    for name in OWN_SCORES:
+        shutil.copy(run / name, hidden / name)
+    runs.write_json(hidden / DECODE, decode.model_dump())
+    hidden.rename(folder)
+
+
+def _evaluate(point: Point, process: Process) -> None:
     """Decode the run's own test rows another way."""
+    if not (point.run / runs.PREDICTIONS).exists():
+        raise RunError("a study scores its points on test rows, and there were none; give data.split.test a share, such as 0.1")
     folder = point.evaluation
     folder.mkdir(parents=True, exist_ok=True)
+    runs.write_json(folder / DECODE, point.config.decode.model_dump())
     decode = [f"decode.{k}={json.dumps(v)}" for k, v in point.config.decode.model_dump().items()]
     flags = [flag for text in decode for flag in ("--set", text)]
-    stored = str(point.run / "predictions.jsonl")
-    columns = ["--input", "input", "--output", "reference", "--no-baselines"]
     started = time.monotonic()
-    peak = process(["evaluate", str(point.run), stored, *columns, "--out", str(folder), *flags])
+    peak = process(["evaluate", str(point.run), str(point.run), "--no-baselines", "--out", str(folder), *flags])
     runs.write_json(folder / FACTS, {"evaluation_seconds": round(time.monotonic() - started, 1), "evaluation_peak_mib": peak})
+
+
+def training_facts(run: Path) -> Path:
+    """A file beside the run, because it is there before the run's folder is."""
+    return run.with_suffix(".json")
 
 
 def facts(point: Point) -> dict[str, Any]:
     """What the point cost, as far as that was written down: its training, and a decoding of its own."""
-    paths = dict.fromkeys((point.run / FACTS, point.evaluation / FACTS))
-    return {key: value for path in paths if path.exists() for key, value in json.loads(path.read_text()).items()}
+    paths = (training_facts(point.run), point.evaluation / FACTS)
+    noted = [runs.read_json(path) for path in paths if path.exists()]
+    return {key: value for cost in noted for key, value in cost.items()}

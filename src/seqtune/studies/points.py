@@ -1,16 +1,13 @@
 """A study file -> its points, each a configuration and the folder of its run.
 
-A run is named by what decides its weights: its settings without `decode` and `out`, and its data's contents. Points that differ
-in decoding alone share a run, and so do equal points of different studies that share a `store`.
+A run is named by what decides its weights (`seqtune.studies.naming`). Points that differ in decoding alone share a run, and so
+do equal points of different studies that share a `store`; each way of decoding has a folder of its own in the run.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +15,21 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from seqtune import runs
-from seqtune.config import Config, DecodeConfig, PositiveFloat, PositiveInt, Section, load_config, read_yaml_mapping, validate
+from seqtune.config import (
+    Config,
+    DecodeConfig,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    TrainConfig,
+    leaves,
+    load_config,
+    read_yaml_mapping,
+    validate,
+    weight_settings,
+)
 from seqtune.errors import ConfigError, did_you_mean
+from seqtune.studies.naming import digest, ingredients
 
 BUDGETS = {
     "epochs": "train.epochs",
@@ -27,7 +37,6 @@ BUDGETS = {
     "target_tokens": "train.target_tokens",
     "minutes": "train.max_minutes",
 }
-LENGTHS = ("epochs", "target_tokens", "max_steps")  # settings that say how long a training is
 
 
 class Budget(Section):
@@ -61,7 +70,7 @@ class Search(Section):
         min_length=1, description="setting -> {low, high, log} or a list of choices"
     )
     metric: Literal["edit_similarity", "exact_match"] = Field(
-        default="edit_similarity", description="of the validation rows; the best validation of a training counts"
+        default="edit_similarity", description="of the validation rows; the validation whose weights are kept counts"
     )
     pruning: bool = Field(default=True, description="stop a point whose validations fall below the median of the others'")
 
@@ -95,6 +104,31 @@ class Study(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Length:
+    """How long a training is, in the unit of the setting that ends it; only lengths of one unit can be compared.
+
+    Attributes:
+        unit: `steps` where there is a limit of steps, else `target_tokens` or `epochs`.
+        value: how many; `None` if the epochs are left to the table's size.
+    """
+
+    unit: Literal["steps", "target_tokens", "epochs"]
+    value: float | None
+
+    @classmethod
+    def of(cls, train: TrainConfig) -> Length:
+        """The length that the settings give.
+
+        Example:
+            >>> Length.of(TrainConfig(epochs=1000, max_steps=5))
+            Length(unit='steps', value=5)
+        """
+        if train.max_steps:
+            return cls("steps", train.max_steps)
+        return cls("target_tokens", train.target_tokens) if train.target_tokens else cls("epochs", train.epochs)
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """One configuration of a study.
 
@@ -102,32 +136,33 @@ class Point:
         values: axis -> value, with `seed` and `budget`.
         config: resolved.
         run: the run folder.
-        prefix: equal for points whose trainings begin alike, so that a longer one can go on from a shorter one; `None` if this
-            one's cannot be shared.
+        beginning: equal for points whose trainings differ in the value of their length alone, in the same unit.
     """
 
     values: dict[str, Any]
     config: Config
     run: Path
-    prefix: str | None = None
+    beginning: str
 
     @property
     def evaluation(self) -> Path:
-        """Where its scores lie: the run folder, or a folder in it for another way of decoding than the run's own."""
-        stored = self.run / "config.yaml"
-        decode = self.config.decode
-        own = not stored.exists() or _stored_decode(stored, stored.stat().st_mtime_ns) == decode
-        return self.run if own else self.run / "evaluations" / _digest([decode.model_dump()])
+        """Where its scores lie: a folder in the run, named by the way of decoding."""
+        return evaluation_folder(self.run, self.config.decode)
 
     @property
-    def length(self) -> tuple[float, ...]:
-        """How long it trains, comparable within a prefix."""
-        return tuple(getattr(self.config.train, name) or 0.0 for name in LENGTHS)
+    def length(self) -> Length:
+        """How long it trains."""
+        return Length.of(self.config.train)
+
+    @property
+    def prefix(self) -> str | None:
+        """Equal for points whose trainings begin alike, so that a longer one can go on from a shorter; `None` if none can."""
+        return self.beginning if why_no_prefix(self.config) is None else None
 
 
-@functools.cache
-def _stored_decode(config: Path, _written: int) -> DecodeConfig:
-    return load_config(config).decode
+def evaluation_folder(run: Path, decode: DecodeConfig) -> Path:
+    """Where the scores of a run lie, decoded this way."""
+    return run / "evaluations" / digest(decode.model_dump())
 
 
 def load_study(path: Path) -> Study:
@@ -137,25 +172,13 @@ def load_study(path: Path) -> Study:
         ConfigError: it is missing, or a key or axis is wrong; names all of them.
     """
     study: Study = validate(Study, read_yaml_mapping(path, "study"))
-    known = _leaf_names()
+    known = {*leaves(Config()), "data.split"}
     named = (*study.axes, *(k for p in study.points for k in p), *(study.search.space if study.search else ()))
     unknown = [key for key in named if key not in known]
     if unknown:
         lines = [f"{key}: no setting of that name{did_you_mean(key, known)}" for key in dict.fromkeys(unknown)]
         raise ConfigError("the study names axes that do not exist:\n" + "\n".join(f"  {line}" for line in lines))
     return study
-
-
-def _leaf_names() -> set[str]:
-    def walk(section: Any, prefix: str) -> Iterator[str]:
-        for name in type(section).model_fields:
-            value = getattr(section, name)
-            if isinstance(value, Section):
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name
-
-    return set(walk(Config(), "")) | {"data.split"}
 
 
 def plan(study: Study) -> list[Point]:
@@ -186,28 +209,30 @@ def make_point(study: Study, values: dict[str, Any], budget: Budget | None, seed
         shown["budget"] = f"{budget.value:g} {budget.kind}"
     config = load_config(None, _flattened(study.base) | overrides)
     store = Path(study.store) if study.store else Path(study.out).parent / "runs"
-    training = {k: v for k, v in config.model_dump().items() if k not in ("decode", "out")}
-    contents = list(map(_contents, (config.data.path, config.data.validation_path, config.data.test_path)))
-    run = store / _digest([training, *contents])
-    prefix = None
-    if why_no_prefix(config) is None:
-        beginning = training | {"train": {k: v for k, v in training["train"].items() if k not in LENGTHS}}
-        prefix = _digest([beginning, *contents])
-    return Point(shown, config.model_copy(update={"out": str(run)}), run, prefix)
+    settings, files = weight_settings(config), ingredients(config)
+    run = store / digest([settings, files])
+    unit = BUDGETS[Length.of(config.train).unit]
+    beginning = digest([unit, {k: v for k, v in settings.items() if k != unit}, files])
+    return Point(shown, config.model_copy(update={"out": str(run)}), run, beginning)
+
+
+def has_validation(config: Config) -> bool:
+    """True if there are rows to validate on."""
+    return bool(config.data.validation_path or config.data.split.validation or config.data.split.method == "column")
 
 
 def why_no_prefix(config: Config) -> str | None:
     """Why the beginning of this training depends on its length; `None` if a longer one begins exactly as a shorter one."""
-    train, split = config.train, config.data.split
+    train = config.train
     if train.schedule != "constant":
         return f"train.schedule {train.schedule!r} spreads the rates over the length; 'constant' does not"
     if train.warmup != 0:
         return "train.warmup is a share of the length; 0 is not"
-    if config.data.validation_path or split.method == "column" or split.validation:
+    if has_validation(config):
         return "validations along the way choose the weights that are kept; data.split.validation 0 leaves them out"
     if train.max_minutes:
         return "train.max_minutes ends it at a time, not at a step"
-    if not (train.epochs or train.target_tokens):
+    if Length.of(train).value is None:
         return "train.epochs is left to the table's size"
     return None
 
@@ -216,9 +241,7 @@ def shared_prefixes(points: Sequence[Point]) -> list[str]:
     """What is said about trainings that differ in length alone: which are one training, and which cannot be."""
     by_beginning: dict[str, list[Point]] = {}
     for point in points:
-        train = {k: v for k, v in point.config.train.model_dump().items() if k not in LENGTHS}
-        settings = point.config.model_dump() | {"train": train, "decode": None, "out": None}
-        by_beginning.setdefault(_digest(settings), []).append(point)
+        by_beginning.setdefault(point.beginning, []).append(point)
     several = [group for group in by_beginning.values() if len({p.length for p in group}) > 1]
     shared = [group for group in several if group[0].prefix]
     lines = []
@@ -240,18 +263,6 @@ def _flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _digest(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
-
-
-def _contents(name: str | None) -> str | None:
-    path = Path(name) if name else None
-    if path is None or not path.is_file():
-        return name
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def is_done(point: Point) -> bool:
     """True once the point has its scores."""
     return runs.is_complete(point.run) and (point.evaluation / "metrics.json").exists()
@@ -262,4 +273,4 @@ def chains(points: Sequence[Point]) -> list[list[Point]]:
     together: dict[str, list[Point]] = {}
     for point in points:
         together.setdefault(point.prefix or str(point.run), []).append(point)
-    return [sorted(chain, key=lambda p: (p.length, str(p.run))) for chain in together.values()]
+    return [sorted(chain, key=lambda p: (p.length.value or 0, str(p.run))) for chain in together.values()]

@@ -7,7 +7,6 @@ Source: https://optuna.readthedocs.io.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -22,11 +21,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from seqtune import runs
 from seqtune.errors import ConfigError, RunError, SeqtuneError
-from seqtune.studies.conduct import SEARCH, Tick, stop_all
-from seqtune.studies.execution import POLL_SECONDS, Executor, Failure, Stopped, Task, describe_failure
-from seqtune.studies.points import Point, Range, Search, Study, make_point
+from seqtune.studies.conduct import SEARCH, Tick, stop_all, trial_point
+from seqtune.studies.execution import Executor, Failure, Task, describe_failure
+from seqtune.studies.logs import kept_validation, read_log, validations
+from seqtune.studies.naming import digest
+from seqtune.studies.points import Point, Range, Search, Study, has_validation
+from seqtune.studies.processes import POLL_SECONDS, Stopped
 
 JOURNAL = "search.journal"
+RUN = "run"  # what a trial's run is called: it says which data, base and version the trial was begun with
 
 
 @dataclass(slots=True)
@@ -101,23 +104,30 @@ def _open(study: Study, settings: Search) -> optuna.Study:
     journal.sampler = optuna.samplers.TPESampler(seed=study.seeds[0] + len(journal.trials), n_startup_trials=startup)
     belongs = {k: v for k, v in study.model_dump().items() if k in ("base", "budget", "seeds")}
     belongs |= {"space": study.model_dump()["search"]["space"], "metric": settings.metric}
-    mark = hashlib.blake2b(json.dumps(belongs, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    mark = digest(belongs)
     if journal.user_attrs.setdefault("settings", mark) != mark:
         raise ConfigError(f"the search in {study.out!r} was begun with other settings; choose another `out`, or delete {path}")
     journal.set_user_attr("settings", mark)
+    for trial in journal.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING)):
+        if trial.state == TrialState.RUNNING and RUN not in trial.user_attrs:
+            continue  # killed before it had a run
+        if trial.user_attrs.get(RUN) != trial_point(study, trial.params).run.name:
+            raise ConfigError(
+                f"the search in {study.out!r} was begun with other data, another base or another version of seqtune; choose "
+                f"another `out`, or delete {path}"
+            )
     return journal
 
 
 def _start(study: Study, settings: Search, trial: Trial, executor: Executor) -> _Running | Failure:
     values = {name: _suggest(trial, name, space) for name, space in settings.space.items()}
-    assert not isinstance(study.budget, list)
     try:
-        point = make_point(study, values, study.budget, study.seeds[0])
+        point = trial_point(study, values)
     except SeqtuneError as error:  # settings that do not go together
         return {"point": json.dumps(values), "error": str(error)}
-    data = point.config.data
-    if not (data.validation_path or data.split.validation or data.split.method == "column"):
+    if not has_validation(point.config):
         raise ConfigError("a search goes by the validation rows, and data.split.validation is 0; give it a share, such as 0.05")
+    trial.set_user_attr(RUN, point.run.name)
     return _Running(trial, point, executor.submit([point]), len(_intermediate(trial)))
 
 
@@ -133,22 +143,13 @@ def _suggest(trial: Trial, name: str, space: Range | Sequence[Any]) -> Any:
     return trial.suggest_float(name, space.low, space.high, log=space.log)
 
 
-def _validations(run: Path, metric: str) -> list[float]:
-    """The metric at each validation so far; a line that is just being written does not count."""
-    log = run / "log.jsonl"
-    found = []
-    for line in log.read_text().splitlines(keepends=True) if log.exists() else []:
-        if line.endswith("\n") and '"validation"' in line:
-            found.append(json.loads(line)["validation"][metric])
-    return found
-
-
 def _watch(running: _Running, settings: Search) -> None:
     """Hand new validations to the pruner, and stop what it gives up."""
     if running.pruned:
         return
-    for step, value in list(enumerate(_validations(running.point.run, settings.metric), start=1))[running.reported :]:
-        running.trial.report(value, step)
+    scores = validations(read_log(running.point.run))
+    for step, found in list(enumerate(scores, start=1))[running.reported :]:
+        running.trial.report(found[settings.metric], step)
         running.reported = step
         if running.trial.should_prune() and not running.task.done():
             running.pruned = True
@@ -157,7 +158,7 @@ def _watch(running: _Running, settings: Search) -> None:
 
 
 def _finish(journal: optuna.Study, running: _Running, settings: Search) -> list[Failure]:
-    values = _validations(running.point.run, settings.metric)
+    kept = kept_validation(read_log(running.point.run))
     number = running.trial.number
     try:
         failures = running.task.result()
@@ -171,9 +172,9 @@ def _finish(journal: optuna.Study, running: _Running, settings: Search) -> list[
     if failures:
         journal.tell(number, state=TrialState.FAIL)
         return failures
-    if not values:
+    if kept is None:
         raise RunError(f"a search goes by validations, and {str(running.point.run)!r} wrote none; lower train.validate_every")
-    journal.tell(number, max(values))
+    journal.tell(number, kept[settings.metric])
     return []
 
 

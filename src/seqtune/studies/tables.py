@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from scipy import stats
 from seqtune.scoring.evaluate import read_predictions
 from seqtune.scoring.metrics import METRICS
 from seqtune.scoring.significance import paired_randomization
-from seqtune.studies.analysis import label
 from seqtune.studies.execution import facts
+from seqtune.studies.logs import kept_validation, read_log
 from seqtune.studies.points import Point
 
-SCORES = ("exact_match", "edit_similarity", "bleu_char", "structure_accuracy")
-COSTS = ("steps", "tokens", "seconds", "wall_seconds", "evaluation_seconds", "flops", "peak_mib")
-COMPARED = ("exact_match", "edit_similarity")
+SCORES = ("exact_match", "structure_accuracy", "edit_similarity", "bleu_char")  # of a study's tables, the leading one first
+COSTS = ("training_rows", "steps", "tokens", "seconds", "wall_seconds", "evaluation_seconds", "flops", "peak_mib")
+COMPARED = ("exact_match", "edit_similarity")  # by paired tests; and what points are ranked by, in this order
+VALIDATION = "validation_"  # before the name of a score: on the validation rows, of the weights that were kept
 MAX_COMPARED = 16  # combinations, all pairs of which are compared; beyond, each with the best
 
 
@@ -32,12 +33,24 @@ def tabulate(points: Sequence[Point]) -> polars.DataFrame:
     return polars.DataFrame(rows, infer_schema_length=None)
 
 
+def ranking(results: polars.DataFrame) -> list[str]:
+    """Columns that points are ranked by: scores of the validation rows, where these tell the points apart.
+
+    Points that share a run differ in decoding alone, and their validations are the same. Then, and where a point has no
+    validation, it is the scores of the test rows, which flatter the point that they choose.
+    """
+    columns = [f"{VALIDATION}{name}" for name in COMPARED]
+    told_apart = "run" in results.columns and results["run"].n_unique() == results.height
+    validated = all(name in results.columns and results[name].null_count() == 0 for name in columns)
+    return columns if told_apart and validated else list(COMPARED)
+
+
 def _cell(value: Any) -> int | float | str | None:
     return value if value is None or isinstance(value, int | float | str) else json.dumps(value)
 
 
 def _scores(point: Point) -> dict[str, Any]:
-    metrics = json.loads((point.evaluation / "metrics.json").read_text())
+    metrics = json.loads((point.evaluation / "metrics.json").read_text(encoding="utf-8"))
     row: dict[str, Any] = {}
     for name in SCORES:
         if name in metrics:
@@ -46,16 +59,33 @@ def _scores(point: Point) -> dict[str, Any]:
 
 
 def _costs(point: Point) -> dict[str, Any]:
-    log = [json.loads(line) for line in (point.run / "log.jsonl").read_text().splitlines()]
+    log = read_log(point.run)
     last = [line for line in log if "loss" in line][-1]
-    data = json.loads((point.run / "data.json").read_text())
-    size = json.loads((point.run / "environment.json").read_text()).get("num_parameters")
+    kept = kept_validation(log) or {}
+    data = json.loads((point.run / "data.json").read_text(encoding="utf-8"))
+    size = json.loads((point.run / "environment.json").read_text(encoding="utf-8")).get("num_parameters")
     row = {
         "training_rows": data["splits"]["train"], "parameters": size, "steps": last["step"], "tokens": last["num_tokens"],
         "seconds": last["seconds"], "flops": 6 * size * last["num_tokens"] if size else None,
     }  # fmt: skip
+    validation = {f"{VALIDATION}{name}": kept.get(name) for name in COMPARED}
     spent = {"wall_seconds": None, "peak_mib": None} | facts(point)
-    return row | spent | {"run": str(point.run), "evaluation": str(point.evaluation)}
+    return row | validation | spent | {"run": str(point.run), "evaluation": str(point.evaluation)}
+
+
+def label(values: Mapping[str, Any], axes: Sequence[str]) -> str:
+    """How a point is called: its values along the axes, by the last part of their names.
+
+    Example:
+        >>> label({"train.clip": 0.50000001, "model.init": None}, ["train.clip", "model.init"])
+        'clip 0.5'
+    """
+    return ", ".join(f"{name.rpartition('.')[2]} {short(values[name])}" for name in axes if values[name] is not None) or "base"
+
+
+def short(value: Any) -> str:
+    """A value in few characters."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def axes_of(results: polars.DataFrame) -> list[str]:
@@ -70,23 +100,31 @@ def summarise(results: polars.DataFrame) -> polars.DataFrame:
     for key, group in results.group_by(axes, maintain_order=True):
         row: dict[str, Any] = dict(zip(axes, key, strict=True)) | {"seeds": group.height}
         for name in SCORES:
-            if name not in group.columns:
-                continue
-            values = group[name].to_numpy()
-            low, high = float(group[f"{name}_low"][0]), float(group[f"{name}_high"][0])
-            if len(values) > 1:
-                half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-                low, high = float(values.mean()) - half, float(values.mean()) + half
-            row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+            if name in group.columns:
+                row |= _mean(group, name)
         rows.append(row | {name: group[name].mean() for name in COSTS if name in group.columns})
     return polars.DataFrame(rows, infer_schema_length=None)
+
+
+def _mean(group: polars.DataFrame, name: str) -> dict[str, float | None]:
+    """A score's mean over seeds and its interval; a score that is undefined for some seed has none."""
+    ends = [name, f"{name}_low", f"{name}_high"]
+    values = group[name].to_numpy()
+    if group[name].null_count():
+        return dict.fromkeys(ends)
+    if len(values) == 1:
+        return {end: float(group[end][0]) for end in ends}
+    mean = float(values.mean())
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return dict(zip(ends, (mean, mean - half, mean + half), strict=True))
 
 
 def compare(results: polars.DataFrame) -> polars.DataFrame:
     """Paired randomisation tests between combinations of axes, on the items that they share.
 
     With several seeds, an item's statistics are their mean over seeds. Over all pairs of a metric, `p_adjusted` controls the
-    share of false discoveries (Benjamini & Hochberg 1995). Combinations that were scored on other items are not compared.
+    share of false discoveries (Benjamini & Hochberg 1995). Combinations that were scored on other items are not compared. Of
+    more than `MAX_COMPARED` combinations, each is compared with the best by `ranking`.
     """
     axes = axes_of(results)
     groups = [(dict(zip(axes, key, strict=True)), group) for key, group in results.group_by(axes, maintain_order=True)]
@@ -95,7 +133,8 @@ def compare(results: polars.DataFrame) -> polars.DataFrame:
     items = [_items(group["evaluation"].to_list()) for _, group in groups]
     pairs = list(itertools.combinations(range(len(groups)), 2))
     if len(groups) > MAX_COMPARED:
-        best = max(range(len(groups)), key=lambda i: float(groups[i][1][COMPARED[-1]].to_numpy().mean()))
+        columns = ranking(results)
+        best = max(range(len(groups)), key=lambda i: [float(groups[i][1][name].to_numpy().mean()) for name in columns])
         pairs = [(best, other) for other in range(len(groups)) if other != best]
     rows: list[dict[str, Any]] = []
     for name in COMPARED:

@@ -19,7 +19,7 @@ def seconds_left(points: Sequence[Point], jobs: int) -> float | None:
     own time limit. The longest chain is a lower bound, because its points follow each other.
     """
     finished = {point.run for point in points if is_done(point)}
-    costs = {run: cost for run, cost in ((p.run, facts(p)) for p in points if p.run in finished) if "wall_seconds" in cost}
+    costs = {run: cost for run, cost in ((p.run, facts(p)) for p in points if p.run in finished) if cost.get("wall_seconds")}
     done = [(point.config, costs[point.run]) for point in points if point.run in costs]
     left = []
     for chain in chains(points):

@@ -10,7 +10,6 @@ A worked row with a byte-level tokenizer, `loss_on="target"`:
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from seqtune.config import SOFT_PROMPTS, Config
 from seqtune.errors import ModelError, SupervisionError
 from seqtune.models import loading
-from seqtune.models.vocabulary import add_pieces
+from seqtune.models.vocabulary import Vocabulary
 from seqtune.records import Encoded, Prompt
-
-NUM_COUNTED = 10_000  # texts whose tokens tell how much shorter a vocabulary makes them
 
 
 class Encoder:
@@ -69,21 +66,9 @@ class Encoder:
         at = next((i for i in range(len(with_special)) if with_special[i : i + len(bare)] == bare), 0)
         return list(with_special[:at])
 
-    def adapt(self, texts: list[str], num_pieces: int, worth: float = 1.0) -> dict[int, list[int]]:
-        """Add the frequent pieces of `texts` to the vocabulary; see `seqtune.models.vocabulary.add_pieces`.
-
-        Args:
-            texts: of the training rows.
-            num_pieces: at most so many.
-            worth: leave the vocabulary as it is if the texts keep more than this share of their tokens.
-        """
-        adapted = copy.deepcopy(self.tokenizer)
-        new_tokens = add_pieces(adapted, texts, num_pieces)
-        if worth < 1 and _count(adapted, texts) > worth * _count(self.tokenizer, texts):
-            return {}
-        self.tokenizer = adapted
-        self.vocab_size = max([self.vocab_size, *(token + 1 for token in new_tokens)])
-        return new_tokens
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Encoder:
+        """The same limits in another vocabulary."""
+        return Encoder(vocabulary.tokenizer, self.max_length, vocabulary.size, self.loss_on, self.num_virtual)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids without special tokens; text such as `</s>` in the data stays plain text."""
@@ -137,10 +122,6 @@ class Encoder:
     def decode(self, ids: list[int]) -> str:
         """Text of target ids, special tokens left out, spaces untouched."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _count(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> int:
-    return sum(map(len, tokenizer(texts[:NUM_COUNTED], add_special_tokens=False)["input_ids"]))
 
 
 def make_encoder(config: Config) -> Encoder:

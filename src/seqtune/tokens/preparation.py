@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,32 @@ from typing import Any
 from seqtune import plugins, runs
 from seqtune.config import Config, DataConfig, load_config
 from seqtune.data.sources import check_rejected_share, open_table, read_examples
-from seqtune.data.splits import SPLITS, leakage, split_examples, subset
+from seqtune.data.splits import leakage, split_examples, subset
 from seqtune.data.tasks import Task
 from seqtune.data.templates import inverted_ids
-from seqtune.errors import ConfigError, ModelError
+from seqtune.errors import ConfigError, ModelError, VocabularyError
 from seqtune.models.loading import SMALL, num_parameters
+from seqtune.models.vocabulary import Vocabulary
 from seqtune.records import Example, Prompt, Rejected
-from seqtune.tokens.encode import Encoder
+from seqtune.tokens.encode import Encoder, make_encoder
 from seqtune.tokens.token_table import TokenTable, encode_table
 
 # measured in bench/LOG.md: pieces pay where rows become far shorter, and not on tables so small that they are learnt by heart
 ADAPT_PIECES, ADAPT_WORTH, ADAPT_ROWS = 1024, 0.6, 5000
-MOST_ADAPT_TEXTS = 200_000  # frequent pieces of so many texts are those of the table
+MOST_ADAPT_ROWS = 100_000  # frequent pieces of so many rows are those of the table
+NUM_COUNTED = 5000  # rows whose tokens tell how much shorter a vocabulary makes them
+NUM_COMPARED = 1000  # rows on which the trimmed tokenizer is compared with the whole one
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """Data ready to train on.
 
     Attributes:
         task: with the decoding limit learnt from the targets.
-        examples: rows by split, the unusable ones gone.
+        vocabulary: what the model is trained in.
+        encoder: of that vocabulary.
+        examples: rows by split; training rows that cannot be encoded are gone, held-out rows are all there.
         prompts: rendered training rows.
         encoded: encoded training rows, parallel to `prompts` and `examples["train"]`.
         rejected: rows that cannot be used.
@@ -43,10 +48,12 @@ class Prepared:
         leakage: held-out rows that training has seen.
         fingerprint: changes with the rows, the template and the tokenizer.
         num_rows: rows read, the rejected ones included.
-        new_tokens: tokens added to the vocabulary -> the tokens that spelt them before.
+        notes: what was decided along the way, for people.
     """
 
     task: Task
+    vocabulary: Vocabulary
+    encoder: Encoder
     examples: dict[str, list[Example]]
     prompts: list[Prompt]
     encoded: TokenTable
@@ -55,7 +62,7 @@ class Prepared:
     leakage: dict[str, dict[str, int]]
     fingerprint: str
     num_rows: int
-    new_tokens: dict[int, list[int]]
+    notes: list[str]
 
     def report(self) -> dict[str, Any]:
         """The content of `data.json`."""
@@ -67,24 +74,11 @@ class Prepared:
             "num_tokens": int(self.encoded.lengths.sum()),
             "num_loss_tokens": int(self.encoded.num_loss_tokens.sum()),
             "max_tokens": int(self.encoded.lengths.max()),
-            "num_new_tokens": len(self.new_tokens),
+            "num_new_tokens": len(self.vocabulary.added),
             "left_out": self.left_out,
             "rejected": {"total": len(self.rejected), "by_reason": _by_reason(self.rejected)},
             "leakage": self.leakage,
         }
-
-
-def _adapted(config: Config, encoder: Encoder, texts: list[str]) -> dict[int, list[int]]:
-    """The tokens that the vocabulary gains: as many as asked for, or, if that is left open, what has proved worth it."""
-    asked = config.model.adapt_vocabulary
-    if asked is not None:
-        return encoder.adapt(texts, asked) if asked else {}
-    if config.adapter.method != "full" or len(texts) < 2 * ADAPT_ROWS or num_parameters(config.model) >= SMALL:
-        return {}
-    try:  # where a tokenizer cannot take pieces, there is nothing to be gained
-        return encoder.adapt(texts[:MOST_ADAPT_TEXTS], ADAPT_PIECES, ADAPT_WORTH)
-    except ModelError:
-        return {}
 
 
 def _by_reason(rejected: list[Rejected]) -> dict[str, int]:
@@ -93,8 +87,11 @@ def _by_reason(rejected: list[Rejected]) -> dict[str, int]:
     return dict(shapes.most_common())
 
 
-def prepare(config: Config, encoder: Encoder) -> Prepared:
+def prepare(config: Config) -> Prepared:
     """Read, deal, render and encode.
+
+    Only training rows can be rejected for what they are encoded to. A held-out row that the model cannot answer stays, and
+    counts as a wrong answer.
 
     Raises:
         DataError: the data cannot be read, or too much of it cannot be used.
@@ -102,40 +99,91 @@ def prepare(config: Config, encoder: Encoder) -> Prepared:
     """
     if not config.data.path:
         raise ConfigError("data.path is not set: name a table, for instance --data pairs.csv")
+    base = make_encoder(config)
     task = Task.from_config(config)
-    template = task.rendering
     rejected: list[Rejected] = []
     dealt = read_splits(config, rejected)
     num_rows = sum(map(len, dealt.values())) + len(rejected)
     left_out = _leave_out(dealt, config.data)
-    dealt["train"] = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
-    template.check_columns(list(next(iter(dealt["train"])).fields))
-    turned = inverted_ids(dealt["train"], config.format.inversion, config.train.seed)
-    texts = [text for e in dealt["train"] for text in (e.input, e.output or "")]
-    new_tokens = _adapted(config, encoder, texts)
-    kept: dict[str, list[Example]] = {}
-    prompts: list[Prompt] = []
-    encoded = TokenTable.of([])
-    for side in SPLITS:
-        rows = dealt[side]
-        rendered = [template.render(e, inverted=side == "train" and i in turned) for i, e in enumerate(rows)]
-        table, errors = encode_table(encoder, rendered)
-        rejected += [Rejected(rows[i].file, rows[i].line, reason) for i, reason in errors.items()]
-        kept[side] = [e for i, e in enumerate(rows) if i not in errors]
-        if side == "train":
-            encoded, prompts = table, [p for i, p in enumerate(rendered) if i not in errors]
+    train = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
+    rendered = _render(config, task, dealt | {"train": train})
+
+    vocabulary, notes = _with_pieces(config, Vocabulary(base.tokenizer, base.vocab_size), train)
+    encoded, errors = encode_table(base.with_vocabulary(vocabulary), rendered)
+    rejected += [Rejected(train[i].file, train[i].line, reason) for i, reason in errors.items()]
     if rejected:
         check_rejected_share(len(rejected), num_rows, config.data.max_rejected, rejected[0])
     if not encoded:
         raise ConfigError("no training row is left after encoding; see model.max_length and data.split")
-    longest_target = int(encoded.num_loss_tokens.max())
-    limit = int(longest_target * 1.25) + 8
-    finished = dataclasses.replace(task, max_new_tokens=limit)
-    parts = [encoded.fingerprint().encode()] + [f"{e.input}\0{e.output}".encode() for e in kept["test"]]
+    prompts = [p for i, p in enumerate(rendered) if i not in errors]
+    vocabulary, note = _trimmed(config, vocabulary, encoded, prompts)
+    if vocabulary.kept is not None:
+        encoded = encoded.renumbered(vocabulary.kept)
+
+    examples = dealt | {"train": [e for i, e in enumerate(train) if i not in errors]}
+    limit = int(int(encoded.num_loss_tokens.max()) * 1.25) + 8
     key = config.data.split.key if config.data.split.method == "grouped" else None
     return Prepared(
-        finished, kept, prompts, encoded, rejected, left_out, leakage(kept, key), runs.fingerprint(parts), num_rows, new_tokens
-    )
+        task=dataclasses.replace(task, max_new_tokens=limit), vocabulary=vocabulary, encoder=base.with_vocabulary(vocabulary),
+        examples=examples, prompts=prompts, encoded=encoded, rejected=rejected, left_out=left_out,
+        leakage=leakage(examples, key), fingerprint=_fingerprint(encoded, examples), num_rows=num_rows, notes=notes + note,
+    )  # fmt: skip
+
+
+def _render(config: Config, task: Task, dealt: dict[str, list[Example]]) -> list[Prompt]:
+    """The training rows' prompts, a share of them inverted; the columns that the template names must be in every table."""
+    template = task.rendering
+    for rows in filter(None, dealt.values()):
+        template.check_columns(list(rows[0].fields))
+    inverted = inverted_ids(dealt["train"], config.format.inversion, config.train.seed)
+    return [template.render(e, inverted=i in inverted) for i, e in enumerate(dealt["train"])]
+
+
+def _fingerprint(encoded: TokenTable, examples: dict[str, list[Example]]) -> str:
+    held_out = (e for side in ("validation", "test") for e in examples[side])
+    return runs.fingerprint([encoded.fingerprint().encode(), *(f"{e.input}\0{e.output}".encode() for e in held_out)])
+
+
+def _with_pieces(config: Config, vocabulary: Vocabulary, train: Sequence[Example]) -> tuple[Vocabulary, list[str]]:
+    """The vocabulary with as many pieces as asked for, or, if that is left open, with what has proved worth it."""
+    asked = config.model.adapt_vocabulary
+    adapted = vocabulary
+    if asked:
+        adapted = vocabulary.with_pieces(_texts(train, len(train)), asked)
+    elif asked is None and _may_adapt(config, len(train)):
+        try:  # where a tokenizer cannot take pieces, there is nothing to be gained
+            adapted = vocabulary.with_pieces(_texts(train, MOST_ADAPT_ROWS), ADAPT_PIECES)
+        except ModelError:
+            return vocabulary, []
+        counted = _texts(train, NUM_COUNTED)
+        if adapted.num_tokens(counted) > ADAPT_WORTH * vocabulary.num_tokens(counted):
+            return vocabulary, []
+    note = f"vocabulary: {len(adapted.added):,} frequent pieces of the training texts are added"
+    return adapted, [note] if adapted.added else []
+
+
+def _may_adapt(config: Config, num_rows: int) -> bool:
+    return config.adapter.method == "full" and num_rows >= ADAPT_ROWS and num_parameters(config.model) < SMALL
+
+
+def _texts(rows: Sequence[Example], most: int) -> list[str]:
+    """Inputs and outputs of at most so many rows, taken evenly: the first rows of a sorted table are not like the others."""
+    return [text for e in rows[:: max(1, -(-len(rows) // most))] for text in (e.input, e.output or "")]
+
+
+def _trimmed(
+    config: Config, vocabulary: Vocabulary, encoded: TokenTable, prompts: Sequence[Prompt]
+) -> tuple[Vocabulary, list[str]]:
+    """Without the tokens that the task does without; a tokenizer that resists stays whole."""
+    wanted = config.model.trim_vocabulary
+    if not (config.adapter.method == "full" if wanted is None else wanted):
+        return vocabulary, []
+    texts = [text for p in prompts[:NUM_COMPARED] for text in (p.source, p.target or "")]
+    try:
+        trimmed = vocabulary.trimmed(encoded.used_ids().tolist(), texts)
+    except VocabularyError as error:
+        return vocabulary, [f"the vocabulary stays whole: {error}"]
+    return trimmed, [f"vocabulary: {trimmed.size:,} of {vocabulary.size:,} tokens are kept"]
 
 
 def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Example]]:

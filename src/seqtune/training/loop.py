@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from seqtune import progress, runs
 from seqtune.config import TrainConfig
-from seqtune.errors import ConfigError, RunError
-from seqtune.models.loss import TargetLoss, can_pack, compile_backbone
+from seqtune.errors import RunError
+from seqtune.models.loss import TargetLoss, check_packing, compile_backbone
 from seqtune.records import Encoded
 from seqtune.tokens.batching import StepPlan
 from seqtune.training import checkpoints, defaults
@@ -85,11 +85,7 @@ class Trainer:
         self.agreement = Agreement(self.accelerator.num_processes)
         device = self.accelerator.device
         self.model = model.to(device)
-        if config.batching == "pack" and not can_pack(model):
-            raise ConfigError(
-                f"train.batching = 'pack' does not fit this {type(model).__name__}: it would not read a row among others as it "
-                "reads the row alone; use 'bucket'"
-            )
+        check_packing(model, config.batching)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if config.compile:
@@ -155,7 +151,7 @@ class Trainer:
             log = self.folder / "log.jsonl"
             lines = log.read_text().splitlines() if log.exists() else []
             kept = [line for line in lines if _step_of(line) <= self.state.step]
-            log.write_text("".join(line + "\n" for line in kept))
+            runs.write_text(log, "".join(line + "\n" for line in kept))
         return name != ""
 
     def run(self, *, quiet: bool = False) -> Outcome:

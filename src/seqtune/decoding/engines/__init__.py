@@ -12,11 +12,14 @@ from transformers import PreTrainedModel
 from seqtune import progress
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines import ct2, vllm
-from seqtune.decoding.engines.native import NativeEngine, fits
-from seqtune.decoding.engines.quantized import quantized
+from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
+from seqtune.decoding.engines.weights import check_dtype, check_int8, quantized
 from seqtune.errors import ConfigError
 from seqtune.records import Candidate
+
+READS_FOLDER = ("ctranslate2", "vllm")  # engines that read the weights from the model's folder; ours need not be loaded
 
 
 class Engine(Protocol):
@@ -35,21 +38,30 @@ class Engine(Protocol):
         ...
 
 
-def check_engine(model: PreTrainedModel, config: DecodeConfig) -> None:
+def check_engine(model: PreTrainedModel, config: DecodeConfig, adapter_method: str = "full") -> None:
     """Find out before the work starts whether the engine can serve the model.
+
+    Args:
+        model: with its adapter, if it has one.
+        config: the `decode` section.
+        adapter_method: that adapter's method.
 
     Raises:
         ConfigError: it cannot.
         MissingDependencyError: it is not installed.
     """
-    method = getattr(model, "adapter_method", None)
-    if method and config.engine in ("ctranslate2", "vllm"):
+    if adapter_method != "full" and config.engine in READS_FOLDER:
         raise ConfigError(
-            f"decode.engine = {config.engine!r} reads whole models, and this is an adapter ({method}) on its base: "
+            f"decode.engine = {config.engine!r} reads whole models, and this is an adapter ({adapter_method}) on its base: "
             "export it first (seqtune export RUN --to hf), or use 'native'"
         )
-    if method == "prefix_tuning" and config.engine == "transformers":
+    if adapter_method == "prefix_tuning" and config.engine == "transformers":
         raise ConfigError("decode.engine = 'transformers' makes caches of its own, which know no tuned prefix; use 'native'")
+    if adapter_method == "prefix_tuning" and config.engine == "auto" and not fits(model):
+        raise ConfigError(
+            f"adapter.method 'prefix_tuning' needs the native engine, which does not fit {type(model).__name__}; "
+            "use 'prompt_tuning' or 'p_tuning'"
+        )
     if config.engine == "ctranslate2":
         ct2.check(model)
     elif config.engine == "vllm":
@@ -59,28 +71,36 @@ def check_engine(model: PreTrainedModel, config: DecodeConfig) -> None:
             f"decode.engine = 'native' does not fit {type(model).__name__}: its cached and its plain forward differ; "
             "use 'transformers', or 'auto', which chooses"
         )
-    elif config.weights == "int8" and (config.engine == "transformers" or not fits(model)):
-        raise ConfigError("decode.weights = 'int8' needs decode.engine = 'native' or 'ctranslate2'")
+    elif config.weights == "int8":
+        if config.engine == "transformers" or not fits(model):
+            raise ConfigError("decode.weights = 'int8' needs decode.engine = 'native' or 'ctranslate2'")
+        check_int8(model, adapter_method)
 
 
-def make_engine(model: PreTrainedModel, end: int, config: DecodeConfig, folder: Path | None = None) -> Engine:
+def make_engine(
+    model: PreTrainedModel, end: int, config: DecodeConfig, folder: Path | None = None, adapter_method: str = "full"
+) -> Engine:
     """The engine that `decode.engine` names; `auto` is the native one wherever it is exact, else transformers.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, with the weights that `decode.weights` asks for; for the engines of `READS_FOLDER` its
+            architecture is enough, without weights (on torch's device `meta`).
         end: end token.
         config: the `decode` section.
-        folder: where the model lies, for engines that load it themselves.
+        folder: where the model lies, for the engines of `READS_FOLDER`.
+        adapter_method: of the model's adapter, if it has one.
 
     Raises:
-        ConfigError: the engine cannot serve this model.
+        ConfigError: the engine cannot serve this model, or the model has other weights than were asked for.
         MissingDependencyError: it is not installed.
     """
-    check_engine(model, config)
+    check_engine(model, config, adapter_method)
     if config.engine == "ctranslate2":
         return ct2.CTranslate2Engine(model, end, config, folder)
     if config.engine == "vllm":
-        return vllm.VllmEngine(model, end, config, folder)
+        return vllm.VllmEngine(end, config, folder)
+    assert model.device.type != "meta", "this engine computes with the model at hand"
+    check_dtype(model, config)
     if config.engine != "transformers" and fits(model):
         return NativeEngine(quantized(model) if config.weights == "int8" else model, end, config)
     if config.engine == "auto":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedModel
 
 from seqtune.config import DecodeConfig
+from seqtune.decoding.engines.batches import with_one_limit
+from seqtune.decoding.engines.weights import resolved
 from seqtune.errors import ConfigError, MissingDependencyError
 from seqtune.records import Candidate
 
@@ -52,9 +54,9 @@ class CTranslate2Engine:
     """Greedy and beam search through CTranslate2; the model is converted once and kept beside its folder.
 
     Args:
-        model: tells family and device.
+        model: tells the family; its weights are read from the folder.
         end: end token.
-        config: `weights` is int8, float16 or float32.
+        config: the `decode` section.
         folder: the model's folder.
 
     Raises:
@@ -68,52 +70,48 @@ class CTranslate2Engine:
             raise ConfigError("decode.engine = 'ctranslate2' needs a run or model folder on disk")
         self.end, self.config = end, config
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        weights = "float32" if config.weights == "auto" else config.weights
-        device = model.device.type
+        weights, device = resolved(config), "cuda" if self.package.get_cuda_device_count() else "cpu"
         threads = {"intra_threads": torch.get_num_threads()} if device == "cpu" else {}
+        converted = folder.parent / f"{folder.name}-ctranslate2-{weights}"
         try:
-            converted = self._converted(folder, weights)
-            self.generator = self.package.Generator(str(converted), device=device, compute_type=weights, **threads)
+            # one process converts and the others wait for it; nobody reads what another one is replacing
+            with FileLock(converted.with_name(f".{converted.name}.lock")):
+                self._convert(folder, converted, weights)
+                self.generator = self.package.Generator(str(converted), device=device, compute_type=weights, **threads)
         except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"ctranslate2 cannot serve {str(folder)!r} as {weights} on {device} ({reason}); use decode.engine = 'native'"
             ) from None
 
-    def _converted(self, folder: Path, weights: str) -> Path:
+    def _convert(self, folder: Path, converted: Path, weights: str) -> None:
+        """Write the converted model, unless it is there and younger than the weights."""
         newest = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
-        final = folder.parent / f"{folder.name}-ctranslate2-{weights}"
-        if final.exists() and final.stat().st_mtime_ns > newest:
-            return final
-        hidden = final.with_name(f".{final.name}.{os.getpid()}")
+        if converted.exists() and converted.stat().st_mtime_ns > newest:
+            return
+        unfinished = converted.with_name(f".{converted.name}")
         converter: Any = importlib.import_module("ctranslate2.converters").TransformersConverter(str(folder))
         try:
-            converter.convert(str(hidden), quantization=weights, force=True)
-            settings = json.loads((hidden / "config.json").read_text())
+            converter.convert(str(unfinished), quantization=weights, force=True)
+            settings = json.loads((unfinished / "config.json").read_text())
             for name in ("bos_token", "eos_token", "unk_token"):  # the loader of OPT writes null where a tokenizer has none
                 settings[name] = settings.get(name) or self.tokenizer.eos_token
-            (hidden / "config.json").write_text(json.dumps(settings))
-            shutil.rmtree(final, ignore_errors=True)
-            hidden.rename(final)
+            (unfinished / "config.json").write_text(json.dumps(settings))
+            shutil.rmtree(converted, ignore_errors=True)
+            unfinished.rename(converted)
         finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-        return final
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def generate(self, sources: Sequence[np.ndarray], limits: Sequence[int]) -> Iterator[tuple[int, list[Candidate]]]:
         """See `Engine.generate`."""
         config = self.config
-        limit = max(limits)
-        prompts = [self.tokenizer.convert_ids_to_tokens(source.tolist()) for source in sources]
-        rows = max(1, config.token_budget // (config.num_beams * (max(map(len, sources)) + limit)))
-        order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
-        for start in range(0, len(order), rows):
-            batch = order[start : start + rows]
+        for batch, limit in with_one_limit(sources, limits, config):
             results = self.generator.generate_batch(
-                [prompts[i] for i in batch], beam_size=config.num_beams, num_hypotheses=config.num_return,
+                [self.tokenizer.convert_ids_to_tokens(sources[i].tolist()) for i in batch],
+                beam_size=config.num_beams, num_hypotheses=config.num_return,
                 length_penalty=config.length_penalty, max_length=limit, end_token=[self.end], return_end_token=True,
                 include_prompt_in_result=False, sampling_topk=1, return_scores=True,
             )  # fmt: skip
             for index, result in zip(batch, results, strict=True):
-                ids = [list(found)[: limits[index]] for found in result.sequences_ids]
-                scores = [s * len(i) ** config.length_penalty for s, i in zip(result.scores, result.sequences_ids, strict=True)]
-                yield index, [Candidate(i, float(s)) for i, s in zip(ids, scores, strict=True)]
+                found = zip(result.sequences_ids, result.scores, strict=True)
+                yield index, [Candidate(list(ids), float(s * len(ids) ** config.length_penalty)) for ids, s in found]

@@ -5,18 +5,17 @@ prompt lie in the row's first slots, those of generated tokens in the slots afte
 beam may look at is an additive mask over slots: when beams are reordered, only mask rows are exchanged, never keys or values.
 Now and then the slots that no beam looks at any more are dropped.
 
-Shapes: B active rows, K beams, S slots, R rows of the cache, H heads, D head width, V vocabulary, N rows that enter.
+Shapes: B active rows, K beams, S slots, N rows that enter, T prompt tokens, D width.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,240 +25,257 @@ from transformers import PreTrainedModel
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.beams import Beams
 from seqtune.decoding.engines.packed import packed
+from seqtune.decoding.engines.slot_cache import PromptPass, SlotCache, TokenPass
 from seqtune.models.attention import KeyPositions, has_key_positions
-from seqtune.models.soft_prompts import num_virtual_tokens, put_prefix
 from seqtune.records import Candidate
 
 ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompts are read together
 LIKE_LENGTH = 0.8  # prompts that are read together are at least this long beside the longest
 DROP_EVERY = 16  # steps between looking for slots that no beam needs
-PROBE = ([5, 6, 7, 8, 9], [5, 7, 9])  # tokens, modulo the vocabulary; a soft prompt stands before them
 
 
-class SlotCache:
-    """Keys and values of all layers [R, S, H, D]; stands in for transformers' cache in a model's forward.
+@dataclass(slots=True)
+class Rows:
+    """The rows that are being decoded; row b of every attribute, and of the cache, belongs to one input.
 
     Attributes:
-        keys: per layer, made on first use.
-        values: likewise.
-        enter: first row of prompts that are being read, or `None` while generating.
-        write_N: flat slots (row * S + slot) that generated tokens go to.
-        view: (active rows, used slots).
-        prefix: keys and values of a tuned prefix, which take the place of the first slots' [2 * layers, H, P, D].
+        names: which input.
+        used: slots in use, from the first one on.
+        prompts_B: tokens of the prompt.
+        mask_BKS: 0 where a beam looks at a slot, -inf elsewhere.
+        places_BS: where the token in a slot stands in its text.
+        beams: the search's state.
     """
 
-    is_compileable = False
+    names: list[int]
+    used: list[int]
+    prompts_B: torch.Tensor
+    mask_BKS: torch.Tensor
+    places_BS: torch.Tensor
+    beams: Beams
 
-    def __init__(self, num_rows: int, num_slots: int):
-        self.num_rows, self.num_slots = num_rows, num_slots
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self.enter: int | None = 0
-        self.write_N = torch.empty(0)
-        self.view: tuple[int, int] = (0, 0)
-        self.prefix: torch.Tensor | None = None
+    @classmethod
+    def after_prompts(cls, names: list[int], lengths: list[int], beams: Beams, num_slots: int, dtype: torch.dtype) -> Rows:
+        """Rows whose slots hold their prompts and nothing else.
 
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store [B, H, Q, D] and return what attention shall see (the interface that models call)."""
-        if layer == len(self.keys):
-            size = (self.num_rows, self.num_slots, key.size(1))
-            self.keys.append(_zeros((*size, key.size(3)), key))
-            self.values.append(_zeros((*size, value.size(3)), value))
-        if self.enter is not None:
-            if self.prefix is not None:
-                key, value = put_prefix(self.prefix, key, value, layer)
-            for store, new in ((self.keys[layer], key), (self.values[layer], value)):
-                store[self.enter : self.enter + len(new), : new.size(2)] = new.transpose(1, 2)
-            return key, value
-        rows, slots = self.view
-        seen = []
-        for store, new in ((self.keys[layer], key), (self.values[layer], value)):
-            store.flatten(0, 1).index_copy_(0, self.write_N, new.transpose(1, 2).flatten(0, 1))
-            seen.append(store[:rows, :slots].transpose(1, 2))
-        return seen[0], seen[1]
+        Args:
+            names: which inputs.
+            lengths: tokens of their prompts.
+            beams: a row each.
+            num_slots: S.
+            dtype: the mask's.
+        """
+        device = beams.steps_B.device
+        prompts_B, slots_S = torch.tensor(lengths, dtype=torch.long, device=device), torch.arange(num_slots, device=device)
+        mask_BKS = torch.full((len(names), beams.num_beams, num_slots), -math.inf, dtype=dtype, device=device)
+        mask_BKS.masked_fill_((slots_S < prompts_B[:, None])[:, None], 0.0)
+        places_BS = slots_S.repeat(len(names), 1)
+        return cls(names, lengths, prompts_B, mask_BKS, places_BS, beams)
 
-    def get_seq_length(self, layer: int = 0) -> int:
-        """Tokens seen: models ask to number positions, which are always given here."""
-        return 0
+    def __len__(self) -> int:
+        return len(self.names)
 
-    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
-        """Keys and offset of an implicit causal mask, used while prompts are read."""
-        return query_length, 0
+    def rows(self, index: list[int]) -> Rows:
+        """The named rows, in that order."""
+        return Rows(
+            [self.names[row] for row in index],
+            [self.used[row] for row in index],
+            self.prompts_B[index],
+            self.mask_BKS[index],
+            self.places_BS[index],
+            self.beams.rows(index),
+        )
 
-    def get_query_offset(self, layer: int = 0) -> int:
-        """Where queries begin, likewise."""
-        return 0
+    def join(self, other: Rows) -> Rows:
+        """These rows, then the other's."""
+        return Rows(
+            self.names + other.names,
+            self.used + other.used,
+            torch.cat([self.prompts_B, other.prompts_B]),
+            torch.cat([self.mask_BKS, other.mask_BKS]),
+            torch.cat([self.places_BS, other.places_BS]),
+            self.beams.join(other.beams),
+        )
 
-    def grow(self, num_slots: int) -> None:
-        """Make room for more slots a row."""
-        for stores in (self.keys, self.values):
-            for layer, store in enumerate(stores):
-                stores[layer] = _zeros((self.num_rows, num_slots, *store.shape[2:]), store)
-                stores[layer][:, : self.num_slots] = store
-        self.num_slots = num_slots
+    def take_slots(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give each beam's last token the next slot of its row, where that beam looks at it.
 
-    def move(self, source: int, target: int, slots: int) -> None:
-        """Copy a row."""
-        for store in (*self.keys, *self.values):
-            store[target, :slots] = store[source, :slots]
+        Returns:
+            Slots [B, K], and where the token stands in its text [B, 1].
+        """
+        num_beams, device = self.beams.num_beams, self.prompts_B.device
+        slots_BK = torch.tensor(self.used, device=device)[:, None] + torch.arange(num_beams, device=device)
+        place_B1 = (self.prompts_B + self.beams.steps_B - 1)[:, None]
+        self.used = [used + num_beams for used in self.used]
+        self.mask_BKS.scatter_(2, slots_BK[..., None], 0.0)
+        self.places_BS.scatter_(1, slots_BK, place_B1.expand(-1, num_beams))
+        return slots_BK, place_B1
 
-    def gather(self, index_BS: torch.Tensor) -> None:
-        """Bring the named slots of each active row to its front."""
-        rows, slots = index_BS.shape
-        flat = (index_BS + torch.arange(rows, device=index_BS.device)[:, None] * self.num_slots).flatten()
-        for store in (*self.keys, *self.values):
-            store[:rows, :slots] = store.flatten(0, 1)[flat].unflatten(0, (rows, slots))
+    def follow(self, parents_BK: torch.Tensor) -> None:
+        """Let each beam look at what the beam that it continues looks at."""
+        seen = max(self.used)
+        index_BKS = parents_BK[..., None].expand(-1, -1, seen)
+        self.mask_BKS[:, :, :seen] = self.mask_BKS[:, :, :seen].gather(1, index_BKS)
 
+    def drop_dead_slots(self) -> torch.Tensor | None:
+        """Forget the slots that no beam looks at, and bring the others to the front.
 
-def _zeros(size: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Zeros, because what is masked must still be a number; on CPUs pages come from the system as they are touched."""
-    if like.device.type != "cpu":
-        return like.new_zeros(size)
-    return torch.from_numpy(np.zeros(math.prod(size) * like.element_size(), dtype=np.uint8)).view(like.dtype).view(size)
+        Returns:
+            Which slots go to the front of each row [B, fewer], for the cache to follow; `None` where too few are dead.
+        """
+        num_beams, slots = self.beams.num_beams, max(self.used)
+        alive_BS = (self.mask_BKS[:, :, :slots] > -math.inf).any(1)
+        counts = alive_BS.sum(1).tolist()
+        kept = max(counts)
+        if kept > slots - num_beams:
+            return None
+        index_BS = torch.argsort(alive_BS.to(torch.uint8), dim=1, descending=True, stable=True)[:, :kept]
+        self.used = counts
+        self.places_BS[:, :kept] = self.places_BS.gather(1, index_BS)
+        kept_BKS = self.mask_BKS.gather(2, index_BS[:, None].expand(-1, num_beams, -1))
+        self.mask_BKS.fill_(-math.inf)
+        self.mask_BKS[:, :, :kept] = kept_BKS
+        return index_BS
+
+    def widen(self, num_slots: int) -> None:
+        """Add slots that nothing looks at."""
+        more = num_slots - self.mask_BKS.size(2)
+        self.mask_BKS = functional.pad(self.mask_BKS, (0, more), value=-math.inf)
+        self.places_BS = functional.pad(self.places_BS, (0, more))
 
 
 class Decoder:
-    """The rows that are being decoded: cache, mask and beams, kept in step.
+    """Decodes rows step by step: a model, the cache of its keys and values, and the rows' state.
 
     Args:
         model: in evaluation mode.
+        end: end token.
+        config: beams and length penalty.
         num_rows: the most rows at once.
         num_slots: slots a row to begin with; they grow.
-        num_beams: beams.
         num_steps: the most new tokens.
-        search: (end token, length penalty).
     """
 
-    def __init__(self, model: Any, num_rows: int, num_slots: int, num_beams: int, num_steps: int, search: tuple[int, float]):
-        self.model, self.search = model, search
-        self.num_rows, self.num_steps, self.num_beams = num_rows, num_steps, num_beams
+    def __init__(self, model: Any, end: int, config: DecodeConfig, num_rows: int, num_slots: int, num_steps: int):
+        self.model, self.end, self.config, self.num_steps = model, end, config, num_steps
         self.backbone = getattr(model, model.base_model_prefix)
         self.head = model.get_output_embeddings()
-        self.device, self.dtype = model.device, model.dtype
-        self.stack = ExitStack()
-        self.key_positions = self.stack.enter_context(KeyPositions(self.backbone)) if has_key_positions(model) else None
-        self.window = getattr(model.config, "window_size", None)  # GPT-Neo's local layers
+        self.takes_key_positions = has_key_positions(model)
+        self.window = local_window(model.config)
         self.cache = SlotCache(num_rows, num_slots)
-        self.mask_RKS = torch.full((num_rows, num_beams, num_slots), -math.inf, dtype=self.dtype, device=self.device)
-        self.places_RS = torch.zeros(num_rows, num_slots, dtype=torch.long, device=self.device)
-        self.prompt_lengths: list[int] = []
-        self.used: list[int] = []
-        self.names: list[int] = []
-        self.beams = Beams.empty([], num_beams, num_steps, self.device)
+        beams = Beams.empty([], config.num_beams, num_steps, model.device)
+        self.rows = Rows.after_prompts([], [], beams, num_slots, model.dtype)
         self.num_taken = 0
 
     def enter(self, names: list[int], prompts: list[np.ndarray], limits: list[int]) -> torch.Tensor:
         """Read prompts and take their first token; returns which of the active rows are finished, bool [B]."""
-        lengths = [len(p) for p in prompts]
+        lengths = [len(prompt) for prompt in prompts]
         ids_NT = np.zeros((len(prompts), max(lengths)), dtype=np.int64)
-        first = len(self.names)
-        for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-            ids_NT[i, :length] = prompt
-            self.mask_RKS[first + i] = -math.inf
-            self.mask_RKS[first + i, :, :length] = 0.0
-        width = ids_NT.shape[1]
-        self.places_RS[first : first + len(prompts), :width] = torch.arange(width, device=self.device)
-        self.cache.enter = first
-        positions_NT = torch.arange(width, device=self.device).expand(len(prompts), -1)
-        hidden_NTD = self._forward(torch.from_numpy(ids_NT).to(self.device), positions_NT, None)
-        last_N = torch.tensor(lengths, device=self.device) - 1
-        hidden_ND = hidden_NTD[torch.arange(len(prompts), device=self.device), last_N]
-        new = Beams.empty(limits, self.num_beams, self.num_steps, self.device)
-        _, done_N = new.advance(self.head(hidden_ND)[:, None], *self.search)
-        self.beams = self.beams.join(new)
-        self.names += names
-        self.prompt_lengths += lengths
-        self.used += lengths
-        return torch.cat([done_N.new_zeros(first), done_N])
+        for row, prompt in enumerate(prompts):
+            ids_NT[row, : len(prompt)] = prompt
+        device = self.model.device
+        beams = Beams.empty(limits, self.config.num_beams, self.num_steps, device)
+        new = Rows.after_prompts(names, lengths, beams, self.cache.num_slots, self.model.dtype)
+
+        positions_NT = torch.arange(ids_NT.shape[1], device=device).expand(len(prompts), -1)
+        cache = self.cache.reading(first_row=len(self.rows))
+        hidden_NTD = self._forward(torch.from_numpy(ids_NT).to(device), positions_NT, None, cache)
+        hidden_ND = hidden_NTD[torch.arange(len(prompts), device=device), new.prompts_B - 1]
+        _, done_N = new.beams.advance(self.head(hidden_ND)[:, None], self.end, self.config.length_penalty)
+
+        done_B = torch.cat([done_N.new_zeros(len(self.rows)), done_N])
+        self.rows = self.rows.join(new)
+        return done_B
 
     def step(self) -> torch.Tensor:
         """Take one token in every row; returns which rows are finished, bool [B]."""
-        rows, num_beams = len(self.names), self.num_beams
-        if num_beams > 1 and self.num_taken % DROP_EVERY == DROP_EVERY - 1:
-            self._drop_dead_slots()
-        self.num_taken += 1
-        if max(self.used) + num_beams > self.cache.num_slots:
-            self._grow()
-        free_BK = torch.tensor(self.used, device=self.device)[:, None] + torch.arange(num_beams, device=self.device)
-        self.used = [u + num_beams for u in self.used]
-        slots = max(self.used)
-        place_B1 = (torch.tensor(self.prompt_lengths, device=self.device) + self.beams.steps_B - 1)[:, None]
-        self.mask_RKS[:rows].scatter_(2, free_BK[..., None], 0.0)
-        self.places_RS[:rows].scatter_(1, free_BK, place_B1.expand(-1, num_beams))
-        self.cache.enter = None
-        self.cache.view = (rows, slots)
-        self.cache.write_N = (free_BK + torch.arange(rows, device=self.device)[:, None] * self.cache.num_slots).flatten()
-        mask_BXKS = self._mask(rows, slots, place_B1)
-        hidden_BKD = self._forward(self.beams.last_tokens(), place_B1.expand(-1, num_beams), mask_BXKS)
-        parents_BK, done_B = self.beams.advance(self.head(hidden_BKD), *self.search)
+        self._make_room()
+        rows, num_beams = self.rows, self.config.num_beams
+        slots_BK, place_B1 = rows.take_slots()
+        num_seen = max(rows.used)
+
+        mask_BXKS = self._mask(place_B1, num_seen)
+        positions_BK = place_B1.expand(-1, num_beams)
+        cache = self.cache.generating(slots_BK, num_seen)
+        hidden_BKD = self._forward(rows.beams.last_tokens(), positions_BK, mask_BXKS, cache)
+        parents_BK, done_B = rows.beams.advance(self.head(hidden_BKD), self.end, self.config.length_penalty)
+
         if num_beams > 1:
-            index_BKS = parents_BK[..., None].expand(-1, -1, slots)
-            self.mask_RKS[:rows, :, :slots] = self.mask_RKS[:rows, :, :slots].gather(1, index_BKS)
+            rows.follow(parents_BK)
         return done_B
 
     def leave(self, finished: Sequence[int]) -> None:
         """Close the gaps that finished rows leave: the last rows move there."""
         gone = set(finished)
-        order = list(range(len(self.names)))
+        order = list(range(len(self.rows)))
         remaining = len(order) - len(gone)
         movers = [row for row in range(remaining, len(order)) if row not in gone]
         for target, source in zip([row for row in sorted(gone) if row < remaining], movers, strict=True):
-            self.cache.move(source, target, self.used[source])
-            self.mask_RKS[target] = self.mask_RKS[source]
-            self.places_RS[target] = self.places_RS[source]
+            self.cache.move(source, target, self.rows.used[source])
             order[target] = source
-        order = order[:remaining]
-        self.beams = self.beams.rows(order)
-        self.names = [self.names[row] for row in order]
-        self.used = [self.used[row] for row in order]
-        self.prompt_lengths = [self.prompt_lengths[row] for row in order]
+        self.rows = self.rows.rows(order[:remaining])
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        where = {} if self.key_positions else {"position_ids": positions}
-        if self.key_positions and mask is not None:
-            self.key_positions.positions_BS = self.places_RS[: len(ids), : mask.size(-1)]
-        return self.backbone(
-            input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **where
-        ).last_hidden_state
+    def _make_room(self) -> None:
+        """Before a step: drop dead slots when it is time to, and add slots where a row has none left."""
+        if self.config.num_beams > 1 and self.num_taken % DROP_EVERY == DROP_EVERY - 1:
+            index_BS = self.rows.drop_dead_slots()
+            if index_BS is not None:
+                self.cache.gather(index_BS)
+        self.num_taken += 1
+        if max(self.rows.used) + self.config.num_beams > self.cache.num_slots:
+            self.cache.grow(2 * self.cache.num_slots)
+            self.rows.widen(self.cache.num_slots)
 
-    def _mask(self, rows: int, slots: int, place_B1: torch.Tensor) -> torch.Tensor:
-        """What each beam looks at [B, 1, K, S]; with local layers [B, 2, K, S], the second within their window."""
-        mask_B1KS = self.mask_RKS[:rows, None, :, :slots]
+    def _mask(self, place_B1: torch.Tensor, num_seen: int) -> torch.Tensor:
+        """What each beam looks at [B, 1, K, S]; for GPT-Neo [B, 2, K, S], the second within its local layers' window."""
+        mask_B1KS = self.rows.mask_BKS[:, None, :, :num_seen]
         if self.window is None:
             return mask_B1KS
-        far_B11S = (self.places_RS[:rows, :slots] <= place_B1 - self.window)[:, None, None]
-        return torch.cat([mask_B1KS, mask_B1KS.masked_fill(far_B11S, -math.inf)], 1)
+        far_B11S = (self.rows.places_BS[:, :num_seen] <= place_B1 - self.window.size)[:, None, None]
+        near_B1KS = mask_B1KS.masked_fill(far_B11S, -math.inf)
+        return near_B1KS if self.window.in_all_layers else torch.cat([mask_B1KS, near_B1KS], 1)
 
-    def _grow(self) -> None:
-        old, new = self.cache.num_slots, 2 * self.cache.num_slots
-        self.cache.grow(new)
-        self.mask_RKS = functional.pad(self.mask_RKS, (0, new - old), value=-math.inf)
-        self.places_RS = functional.pad(self.places_RS, (0, new - old))
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: PromptPass | TokenPass
+    ) -> torch.Tensor:
+        """Last hidden states of the tokens `ids` [B, Q]; without a mask each sees those before it."""
+        where, told = {"position_ids": positions}, nullcontext()
+        if self.takes_key_positions:
+            where = {}
+            if mask is not None:
+                told = KeyPositions(self.backbone, self.rows.places_BS[:, : mask.size(-1)])
+        with told:
+            return self.backbone(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **where
+            ).last_hidden_state
 
-    def _drop_dead_slots(self) -> None:
-        rows, slots = len(self.names), max(self.used)
-        alive_BS = (self.mask_RKS[:rows, :, :slots] > -math.inf).any(1)
-        counts = alive_BS.sum(1).tolist()
-        longest = max(counts)
-        if longest > slots - self.num_beams:
-            return
-        index_BS = torch.argsort(alive_BS.to(torch.uint8), dim=1, descending=True, stable=True)[:, :longest]
-        self.cache.gather(index_BS)
-        self.places_RS[:rows, :longest] = self.places_RS[:rows].gather(1, index_BS)
-        wide_BKS = index_BS[:, None].expand(-1, self.num_beams, -1)
-        kept_BKS = self.mask_RKS[:rows].gather(2, wide_BKS)
-        self.mask_RKS[:rows] = -math.inf
-        self.mask_RKS[:rows, :, :longest] = kept_BKS
-        self.used = counts
+
+@dataclass(frozen=True, slots=True)
+class LocalWindow:
+    """Layers that look at the last `size` tokens only, their own included."""
+
+    size: int
+    in_all_layers: bool
+
+
+def local_window(config: Any) -> LocalWindow | None:
+    """The window of GPT-Neo's local layers, or of all layers (Mistral, Phi-3, StarCoder 2); else `None`.
+
+    Families that list their layers' kinds in `layer_types` are not served where a listed kind is not full attention.
+    """
+    config = config.get_text_config()
+    if getattr(config, "window_size", None) is not None:
+        return LocalWindow(config.window_size, in_all_layers=False)
+    if getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None):
+        return LocalWindow(config.sliding_window, in_all_layers=True)
+    return None
 
 
 class NativeEngine:
     """Greedy and beam search with shared prompts; see the module's text.
 
     Args:
-        model: one that `fits`.
+        model: one that fits (`seqtune.decoding.engines.exactness`).
         end: end token.
         config: the `decode` section.
     """
@@ -275,21 +291,21 @@ class NativeEngine:
         # a row holds its prompt, its hypothesis, and what the beams wrote since dead slots were dropped
         num_slots = max(len(s) + limit for s, limit in zip(sources, limits, strict=True)) + config.num_beams * DROP_EVERY
         num_rows = min(max(1, config.token_budget // num_slots), len(sources))
-        search = (self.end, config.length_penalty)
-        decoder = Decoder(self.model, num_rows, num_slots, config.num_beams, max(limits), search)
+        decoder = Decoder(self.model, self.end, config, num_rows, num_slots, max(limits))
         filling = False
-        with decoder.stack, packed(self.model):
-            while waiting or decoder.names:
-                free = num_rows - len(decoder.names)
-                filling = bool(waiting) and free > 0 and (filling or not decoder.names or free * ENTER_SHARE >= num_rows)
+        with packed(self.model):
+            while waiting or len(decoder.rows):
+                free = num_rows - len(decoder.rows)
+                filling = bool(waiting) and free > 0 and (filling or free * ENTER_SHARE >= num_rows)
                 if filling:
                     entering = _next_group(waiting, sources, free)
-                    done = decoder.enter(entering, [sources[i] for i in entering], [limits[i] for i in entering])
+                    done_B = decoder.enter(entering, [sources[i] for i in entering], [limits[i] for i in entering])
                 else:
-                    done = decoder.step()
-                finished = torch.nonzero(done).flatten().tolist()
+                    done_B = decoder.step()
+                finished = torch.nonzero(done_B).flatten().tolist()
                 for row in finished:
-                    yield decoder.names[row], decoder.beams.candidates(row, config.num_return, config.length_penalty)
+                    found = decoder.rows.beams.candidates(row, config.num_return, config.length_penalty)
+                    yield decoder.rows.names[row], found
                 if finished:
                     decoder.leave(finished)
 
@@ -301,45 +317,3 @@ def _next_group(waiting: deque[int], sources: Sequence[np.ndarray], free: int) -
     while waiting and len(group) < free and len(sources[waiting[0]]) >= LIKE_LENGTH * longest:
         group.append(waiting.popleft())
     return group
-
-
-_fits: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-
-
-def fits(model: PreTrainedModel) -> bool:
-    """True if decoding two short texts with our cache gives the logits of the model's plain forward."""
-    if model not in _fits:
-        _fits[model] = _agrees(model)
-    return _fits[model]
-
-
-@torch.inference_mode()
-def _agrees(model: Any) -> bool:
-    config = model.config.get_text_config()
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    backbone = getattr(model, model.base_model_prefix, None)
-    if sliding or backbone is None or model.get_output_embeddings() is None:
-        return False
-    takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
-    if not (takes_positions or has_key_positions(model)):
-        return False
-    virtual = config.vocab_size + np.arange(num_virtual_tokens(model))
-    prompts = [np.concatenate([virtual, np.array(p) % config.vocab_size]).astype(np.int64) for p in PROBE]
-    try:
-        decoder = Decoder(model, 2, 16 + len(virtual), 2, 3, (-1, 1.0))
-        with decoder.stack:
-            decoder.enter([0, 1], prompts, [3, 3])
-            second = decoder.beams.last_tokens().tolist()
-            decoder.step()
-        decoded = decoder.beams
-        for row, prompt in enumerate(prompts):
-            texts = torch.tensor([[*prompt.tolist(), token] for token in second[row]], device=model.device)
-            expected_KV = model(input_ids=texts, use_cache=False).logits[:, -1].float().log_softmax(-1)
-            first = model(input_ids=texts[:1, :-1], use_cache=False).logits[0, -1].float().log_softmax(-1)
-            total_KV = expected_KV + first[second[row]][:, None]
-            best = total_KV.flatten().topk(2).values
-            if not torch.allclose(decoded.scores_BK[row], best, rtol=1e-2 if model.dtype != torch.float32 else 1e-4, atol=1e-3):
-                return False
-    except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError, IndexError):
-        return False
-    return True

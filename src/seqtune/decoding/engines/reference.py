@@ -10,9 +10,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from seqtune.config import DecodeConfig
+from seqtune.decoding.engines.batches import with_one_limit
 from seqtune.models.loss import TargetLoss
 from seqtune.records import Candidate, Encoded
-from seqtune.tokens.batching import by_length, collate
+from seqtune.tokens.batching import collate
 
 
 class TransformersEngine:
@@ -31,12 +32,10 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate(self, sources: Sequence[np.ndarray], limits: Sequence[int]) -> Iterator[tuple[int, list[Candidate]]]:
         """See `Engine.generate`."""
-        lengths = [(len(s) + limit) * self.config.num_beams for s, limit in zip(sources, limits, strict=True)]
-        for batch in by_length(lengths, self.config.token_budget):
+        for batch, limit in with_one_limit(sources, limits, self.config):
             chosen = [sources[i] for i in batch]
-            hypotheses = self._search(chosen, min(limits[i] for i in batch))
-            for index, source, group in zip(batch, chosen, hypotheses, strict=True):
-                yield int(index), [Candidate(ids, score) for ids, score in zip(group, self._scores(source, group), strict=True)]
+            for index, source, group in zip(batch, chosen, self._search(chosen, limit), strict=True):
+                yield index, [Candidate(ids, score) for ids, score in zip(group, self._scores(source, group), strict=True)]
 
     def _search(self, sources: list[np.ndarray], max_new_tokens: int) -> list[list[list[int]]]:
         longest = max(len(s) for s in sources)

@@ -1,13 +1,13 @@
-"""Fit a base's vocabulary to the task: whole tokens for strings that the base would shred.
+"""Add the task's frequent strings to a base's vocabulary as tokens of their own.
 
-A base trained on English spells `=CC=C` or `oxidanyl` in many tokens. Frequent pieces of the training texts are added to its
-tokenizer, and each new row of the embedding starts as the mean of the rows it was spelt with until then. Fewer tokens a row
-are fewer steps to read and to get right.
+A base trained on English needs many tokens for `=CC=C` or `oxidanyl`. So frequent pieces of the training texts are added to its
+tokenizer. The embedding of a new token starts as the mean of the embeddings of the tokens that spelled it before. Rows become
+shorter: training and decoding are faster, and there are fewer tokens to get wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ NUM_PROBES = 200
 
 
 def frequent_pieces(texts: Sequence[str], num_pieces: int) -> list[str]:
-    """The first `num_pieces` merges of byte-pair encoding over whole texts; digits stay apart, so numbers stay readable.
+    """The first `num_pieces` merges of byte-pair encoding over whole texts; digits are never merged.
 
     Example:
         >>> frequent_pieces(["abab", "ab1"] * 5, 1)
@@ -40,10 +40,11 @@ def add_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], num_pie
     """Add the frequent pieces of `texts` to a tokenizer, in place.
 
     Returns:
-        New token id -> the ids that spelt it before.
+        New token id -> the ids that spelled it before.
 
     Raises:
-        ModelError: the tokenizer does not give texts back once pieces are added (SentencePiece's kind marks word starts).
+        ModelError: with the new tokens, a text does not come back from the tokenizer as it went in. SentencePiece's kind of
+            tokenizer does this, because it marks the beginnings of words.
     """
     known = tokenizer.get_vocab()
     pieces = [piece for piece in frequent_pieces(texts, num_pieces) if piece not in known]
@@ -57,15 +58,15 @@ def add_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], num_pie
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip() != text.strip():
             raise ModelError(
-                f"model.adapt_vocabulary does not work with this tokenizer: {text[:60]!r} is not given back; it needs a "
+                f"model.adapt_vocabulary does not work with this tokenizer: {text[:60]!r} comes back changed; it needs a "
                 "byte-level one (GPT-2's kind); --set model.adapt_vocabulary=0"
             )
     return {int(tokenizer.convert_tokens_to_ids(p)): ids for p, ids in pieces_with_parts}  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def extend_embeddings(model: PreTrainedModel, new_tokens: dict[int, list[int]]) -> None:
-    """Give every new token a row, the mean of its parts' rows, in the embedding and in an untied output layer."""
+def extend_embeddings(model: PreTrainedModel, new_tokens: Mapping[int, list[int]]) -> None:
+    """Give every new token a row, the mean of its parts' rows, in the embedding, and in the output layer if it has its own."""
     if not new_tokens:
         return
     size = max(model.config.vocab_size, max(new_tokens) + 1)

@@ -1,9 +1,9 @@
 """Keep only the tokens that a task needs; exact on what is kept, and reversible.
 
-A small model spends most of its memory, and much of its time, on an embedding and an output layer for 50,000 tokens of which a
-task uses a few hundred. Kept are: the tokens of the training rows, all that any future text needs (bytes or single
-characters), special and added tokens, and every ancestor of a kept token in the tokenizer's merges. Why training rows keep
-their tokens: a tokenizer that is given fewer candidates, but still the ones it chose, chooses the same ones.
+A small model spends most of its memory, and much of its time, on an embedding and an output layer for 50,000 tokens, of which
+a task uses a few hundred. Kept are the tokens of the training rows, the bytes or single characters that any later text can be
+spelled with, special and added tokens, and the two parts of every kept merge. The training rows are then tokenized as before:
+every token that the tokenizer chose is still there, and only tokens that it did not choose are gone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Trimmed:
 
 
 def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, used: Iterable[int], texts: Sequence[str]) -> Trimmed:
-    """A tokenizer that knows the `used` tokens, what they are made of, and what any text can be spelt with.
+    """A tokenizer with the `used` tokens, the parts that they are merged from, and what any other text can be spelled with.
 
     Args:
         tokenizer: a fast tokenizer; left as it is.
@@ -91,7 +91,8 @@ def _needed(content: dict[str, Any], used: set[int]) -> set[int]:
         alphabet = [token for token in ids if len(token) == 1]
     needed |= {ids[token] for token in alphabet if token in ids}
     if unigram:
-        lowest = min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1])  # the unknown token's cost hangs on it
+        # the cost of the unknown token is computed from the lowest score
+        lowest = min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1])
         needed |= {lowest} | ({model["unk_id"]} if model.get("unk_id") is not None else set())
     elif (unknown := ids.get(model.get("unk_token") or "")) is not None:
         needed.add(unknown)
@@ -145,7 +146,7 @@ def _renumbered(content: dict[str, Any], number: dict[int, int]) -> dict[str, An
         model["unk_id"] = number.get(model["unk_id"]) if model.get("unk_id") is not None else None
     else:
         kept = {token: number[i] for token, i in model["vocab"].items() if i in number}
-        # a merge of kept parts whose product is kept by nobody would make a token without a row
+        # a merge whose result is not kept would produce a token that has no row
         model["merges"] = [m for m in model["merges"] if {*_pair(m), "".join(_pair(m))} <= kept.keys()]
         model["vocab"] = kept
     changed = dict(content, model=model)
@@ -214,7 +215,7 @@ def _select_rows(model: PreTrainedModel, rows: torch.Tensor) -> None:
 
 @torch.no_grad()
 def restore_embeddings(base: PreTrainedModel, trained: PreTrainedModel, kept: np.ndarray) -> None:
-    """Write a trimmed model's weights into its base, rows to where they came from; the other rows stay the base's.
+    """Write a trimmed model's weights into its base, each row to its original id; the other rows stay the base's.
 
     Args:
         base: the model that training began from, with room for every id in `kept`; changed in place.
@@ -223,9 +224,10 @@ def restore_embeddings(base: PreTrainedModel, trained: PreTrainedModel, kept: np
     """
     rows = torch.from_numpy(kept)
     theirs = dict(trained.named_parameters())
-    outside = {id(p) for m in (trained.get_input_embeddings(), trained.get_output_embeddings()) for p in m.parameters()}  # type: ignore[union-attr]
+    layers: Any = (trained.get_input_embeddings(), trained.get_output_embeddings())
+    trimmed = {id(p) for layer in layers for p in layer.parameters()}
     for name, parameter in base.named_parameters():
-        if id(theirs[name]) in outside:
+        if id(theirs[name]) in trimmed:
             parameter[rows] = theirs[name].to(parameter.dtype)
         else:
             parameter.copy_(theirs[name])

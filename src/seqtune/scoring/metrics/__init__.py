@@ -1,4 +1,4 @@
-"""Metrics: per-item statistics first, then a value, an interval and a signature."""
+"""The text metrics. To add one, add a `Metric` to `text.METRICS`: statistics per item, and the value of their sums."""
 
 from __future__ import annotations
 

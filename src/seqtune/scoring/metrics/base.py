@@ -1,7 +1,8 @@
-"""What a metric is: statistics that add up over items, and a value computed from their sums."""
+"""What a metric is: numbers per item that can be added up, and a value computed from their sums."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,25 +11,41 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A score whose statistics add up, so that any resample or swap of items is a sum and no text is read twice.
+    """A score that is computed from sums over items, so a bootstrap sample needs no second look at the texts.
 
     Attributes:
         name: key in `metrics.json`.
         signature: how it is computed, with the versions that matter.
         statistics: (predictions, references) -> float array [N, K].
-        value: sums [K] -> score. Means are sum / count with the count among the statistics.
-        higher_is_better: direction, for comparisons.
+        value: sums [K] -> score, NaN where it is undefined. Whether it is undefined depends on the references alone.
+        undefined: the reason to show when the value is NaN; "" for a metric that is always defined.
     """
 
     name: str
     signature: str
     statistics: Callable[[Sequence[str], Sequence[str]], np.ndarray]
     value: Callable[[np.ndarray], float]
-    higher_is_better: bool = True
+    undefined: str = ""
 
 
-def mean_metric(name: str, signature: str, item: Callable[[str, str], float], *, higher_is_better: bool = True) -> Metric:
-    """A metric that is the mean over items of `item(prediction, reference)`.
+def item_statistics(values: Sequence[float | bool | None] | np.ndarray) -> np.ndarray:
+    """A row (value, 1) per item, or (0, 0) for an item that does not count; float array [N, 2].
+
+    Example:
+        >>> item_statistics([0.5, None]).tolist()
+        [[0.5, 1.0], [0.0, 0.0]]
+    """
+    rows = [(0.0, 0.0) if v is None else (float(v), 1.0) for v in values]
+    return np.array(rows, dtype=float).reshape(len(rows), 2)
+
+
+def mean(sums: np.ndarray) -> float:
+    """The mean from the sums of `item_statistics`; NaN if no item counts."""
+    return float(sums[0] / sums[1]) if sums[1] else math.nan
+
+
+def mean_metric(name: str, signature: str, item: Callable[[str, str], float | None], undefined: str = "") -> Metric:
+    """A metric that is the mean over items of `item(prediction, reference)`; `None` leaves an item out.
 
     Example:
         >>> metric = mean_metric("exact_match", "v", lambda p, r: float(p == r))
@@ -37,7 +54,6 @@ def mean_metric(name: str, signature: str, item: Callable[[str, str], float], *,
     """
 
     def statistics(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        values = [item(p, r) for p, r in zip(predictions, references, strict=True)]
-        return np.column_stack([values, np.ones(len(values))])
+        return item_statistics([item(p, r) for p, r in zip(predictions, references, strict=True)])
 
-    return Metric(name, signature, statistics, lambda sums: float(sums[0] / sums[1]), higher_is_better)
+    return Metric(name, f"{signature}|mean of items", statistics, mean, undefined)

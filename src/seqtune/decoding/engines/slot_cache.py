@@ -1,0 +1,153 @@
+"""Keys and values of the rows that are being decoded, and what one forward pass writes and sees of them.
+
+A model is handed a `PromptPass` or a `TokenPass` where it expects transformers' cache. Each is made for one forward and says
+where that forward's keys and values go; nothing needs to be set beforehand or put back afterwards.
+
+Shapes: R rows of the cache, S slots a row, H key-value heads, D head width; B rows of a forward, Q tokens a row, N = B * Q.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqtune.models.soft_prompts import put_prefix
+
+
+class SlotCache:
+    """Keys and values of all layers, each [R, S, H, D].
+
+    Args:
+        num_rows: R.
+        num_slots: S, to begin with; see `grow`.
+
+    Example:
+        cache = SlotCache(num_rows=2, num_slots=16)
+        backbone(input_ids=prompts_BT, past_key_values=cache.reading(first_row=0))
+        backbone(input_ids=tokens_BQ, attention_mask=mask_B1QS, past_key_values=cache.generating(slots_BQ, num_seen=7))
+    """
+
+    def __init__(self, num_rows: int, num_slots: int):
+        self.num_rows, self.num_slots = num_rows, num_slots
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def reading(self, first_row: int) -> PromptPass:
+        """For a forward over prompts, which fill the rows from `first_row` on."""
+        return PromptPass(self, first_row)
+
+    def generating(self, slots_BQ: torch.Tensor, num_seen: int) -> TokenPass:
+        """For a forward over the next tokens of the first B rows.
+
+        Args:
+            slots_BQ: the slot that each token goes to.
+            num_seen: attention gets the slots before this one; which of them a query looks at, the mask says.
+        """
+        rows_B1 = torch.arange(len(slots_BQ), device=slots_BQ.device)[:, None]
+        return TokenPass(self, (slots_BQ + rows_B1 * self.num_slots).flatten(), len(slots_BQ), num_seen)
+
+    def stores(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values, made when a forward first comes with some [B, H, Q, D]."""
+        if layer == len(self.keys):
+            for stores, new in ((self.keys, key), (self.values, value)):
+                stores.append(_zeros((self.num_rows, self.num_slots, new.size(1), new.size(3)), new))
+        return self.keys[layer], self.values[layer]
+
+    def grow(self, num_slots: int) -> None:
+        """Make room for more slots a row."""
+        for stores in (self.keys, self.values):
+            for layer, store in enumerate(stores):
+                stores[layer] = _zeros((self.num_rows, num_slots, *store.shape[2:]), store)
+                stores[layer][:, : self.num_slots] = store
+        self.num_slots = num_slots
+
+    def move(self, source: int, target: int, num_slots: int) -> None:
+        """Copy the first slots of a row to another row."""
+        for store in (*self.keys, *self.values):
+            store[target, :num_slots] = store[source, :num_slots]
+
+    def gather(self, index_BS: torch.Tensor) -> None:
+        """Bring the named slots of the first B rows to their front."""
+        rows, slots = index_BS.shape
+        flat = (index_BS + torch.arange(rows, device=index_BS.device)[:, None] * self.num_slots).flatten()
+        for store in (*self.keys, *self.values):
+            store[:rows, :slots] = store.flatten(0, 1)[flat].unflatten(0, (rows, slots))
+
+
+class _Pass:
+    """The part of transformers' cache interface that is the same for every forward.
+
+    Attributes:
+        prefix: keys and values of a tuned prefix [2 * layers, H, P, D]; `seqtune.models.soft_prompts` sets it.
+    """
+
+    is_compileable = False
+
+    def __init__(self, cache: SlotCache):
+        self.cache = cache
+        self.prefix: torch.Tensor | None = None
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Tokens seen: models ask to number positions, which are always given here."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
+        """Keys and offset of an implicit causal mask, used while prompts are read."""
+        return query_length, 0
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        """Where queries begin, likewise."""
+        return 0
+
+
+class PromptPass(_Pass):
+    """One forward over prompts: tokens go to the first slots of their rows and see one another only."""
+
+    def __init__(self, cache: SlotCache, first_row: int):
+        super().__init__(cache)
+        self.first_row = first_row
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a layer's keys and values [B, H, Q, D] and return what attention shall see."""
+        if self.prefix is not None:
+            key, value = put_prefix(self.prefix, key, value, layer)
+        for store, new in zip(self.cache.stores(layer, key, value), (key, value), strict=True):
+            store[self.first_row : self.first_row + len(new), : new.size(2)] = new.transpose(1, 2)
+        return key, value
+
+
+class TokenPass(_Pass):
+    """One forward over generated tokens; see `SlotCache.generating`.
+
+    Args:
+        cache: is written to.
+        flat_N: row * S + slot of each token.
+        num_rows: attention sees that many rows of the cache,
+        num_seen: and of each row that many slots.
+    """
+
+    def __init__(self, cache: SlotCache, flat_N: torch.Tensor, num_rows: int, num_seen: int):
+        super().__init__(cache)
+        self.flat_N, self.num_rows, self.num_seen = flat_N, num_rows, num_seen
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a layer's keys and values [B, H, Q, D] and return what attention shall see."""
+        seen = []
+        for store, new in zip(self.cache.stores(layer, key, value), (key, value), strict=True):
+            store.flatten(0, 1).index_copy_(0, self.flat_N, new.transpose(1, 2).flatten(0, 1))
+            seen.append(store[: self.num_rows, : self.num_seen].transpose(1, 2))
+        return seen[0], seen[1]
+
+
+def _zeros(size: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zeros, because what is masked must still be a number; on CPUs pages come from the system as they are touched."""
+    if like.device.type != "cpu":
+        return like.new_zeros(size)
+    return torch.from_numpy(np.zeros(math.prod(size) * like.element_size(), dtype=np.uint8)).view(like.dtype).view(size)

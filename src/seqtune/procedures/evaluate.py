@@ -1,0 +1,137 @@
+"""Ask a run the questions of a table, score the answers, and write both down; the last part of `fit` and all of `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seqtune import plugins, runs
+from seqtune.config import DataConfig, DecodeConfig
+from seqtune.data.sources import check_rejected_share, read_examples
+from seqtune.data.splits import subset
+from seqtune.data.tasks import Task
+from seqtune.decoding.predictor import Predictor, predict_with_progress, task_of
+from seqtune.decoding.verification import make_verifier
+from seqtune.errors import MissingDependencyError, SeqtuneError
+from seqtune.records import Example, Rejected
+from seqtune.scoring.evaluate import evaluate_task, read_predictions
+from seqtune.tokens.preparation import training_rows, within_limits
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What to ask, and how.
+
+    Attributes:
+        data: a table, or a folder (or `predictions.jsonl`) whose rows are asked again, with the columns that they came with.
+        input: input column; `None` for the task's.
+        output: column of the references, likewise.
+        settings: how the table is read, and how many rows count.
+        decode: settings that differ from the run's own, such as `{"num_beams": 5}`.
+        task: a pack's task whose metrics and verifier to use instead of the run's.
+        baselines: score the tools that a task compares with, too.
+    """
+
+    data: str
+    input: str | None = None
+    output: str | None = None
+    settings: DataConfig = field(default_factory=DataConfig)
+    decode: Mapping[str, Any] = field(default_factory=dict)
+    task: str | None = None
+    baselines: bool = True
+
+
+def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: bool = False) -> dict[str, Any]:
+    """Predict a table's inputs and score them against its outputs.
+
+    All that can be missing is looked for before the first answer, and the answers are on disk before they are scored.
+
+    Args:
+        run: run folder, model folder or hub id.
+        questions: the table and what differs from the run's own settings.
+        out: folder for `predictions.jsonl`, `metrics.json`, `rejected.jsonl` and `task.yaml`.
+        quiet: show no progress.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        SeqtuneError: the run, the table or a package that the task needs is missing or does not fit.
+    """
+    task = task_of(run, questions.task)
+    examples, rejected = _read(questions, task)
+    has_metrics = task.pack is not None and task.pack.metrics is not None
+    training = training_rows(Path(run)) if questions.baselines and has_metrics else None
+    predictor = Predictor.of_run(run, questions.decode, questions.task)
+    check_packages(task, predictor.decode)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        runs.write_rejected(out / "rejected.jsonl", rejected)
+        task.save(out / "task.yaml")
+    return answer_and_score(predictor, examples, training, out, quiet=quiet)
+
+
+def _read(questions: Questions, task: Task) -> tuple[list[Example], list[Rejected]]:
+    """The rows to ask, a nested sample of them if a number is given."""
+    settings = questions.settings
+    rejected: list[Rejected] = []
+    if Path(questions.data).is_dir() or Path(questions.data).name == runs.PREDICTIONS:
+        stored = read_predictions(questions.data)
+        examples = [Example(p.id, p.input, p.reference, {**p.fields, task.input: p.input}) for p in stored]
+    else:
+        columns = {"input": questions.input or task.input, "output": questions.output or task.output}
+        settings = settings.model_copy(update=columns)
+        examples, rejected = read_examples(questions.data, settings)
+        if rejected:
+            check_rejected_share(len(rejected), len(examples) + len(rejected), settings.max_rejected, rejected[0])
+    task.rendering.check_columns(list(examples[0].fields), with_target=False)
+    inside = [e for e in examples if within_limits(e, settings)]
+    return subset(inside, settings.num_examples, settings.split.seed), rejected
+
+
+def check_packages(task: Task, decode: DecodeConfig) -> None:
+    """Load what the task's pack will be asked for after training or decoding, so that its absence shows before.
+
+    Raises:
+        MissingDependencyError: a package is not installed.
+        ConfigError: the pack is not installed, or `decode.verify` is set and it has no verifier.
+    """
+    make_verifier(task, decode)
+    if task.pack is None or task.pack.metrics is None:
+        return
+    metrics = plugins.find("metrics", task.pack.metrics)()
+    try:
+        _ = metrics.signatures  # names the versions of all that it uses
+    except MissingDependencyError:
+        raise
+    except SeqtuneError:  # something that scores are given without, such as Java; said when it is missed
+        return
+
+
+def answer_and_score(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    training: Sequence[Example] | None,
+    folder: Path | None,
+    *,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Predict and score; in `folder` the answers lie before they are scored.
+
+    Args:
+        predictor: of the run.
+        examples: rows with references.
+        training: rows for the baselines; empty if they are unknown, `None` for no baselines.
+        folder: for `predictions.jsonl` and `metrics.json`.
+        quiet: show no progress.
+    """
+    predictions = predict_with_progress(predictor, list(examples), "evaluate", quiet)
+    if folder:
+        runs.write_predictions(folder / runs.PREDICTIONS, predictions)
+    metrics, predictions = evaluate_task(predictions, predictor.task, training)
+    if folder:
+        runs.write_predictions(folder / runs.PREDICTIONS, predictions)
+        runs.write_json(folder / "metrics.json", metrics)
+    return metrics

@@ -1,0 +1,88 @@
+"""From a configuration to rows: pure steps, nothing held out is lost, and a resumed run notices every table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from conftest import build_model, build_tokenizer, pairs, write_csv
+from seqtune.config import load_config
+from seqtune.errors import RunError
+from seqtune.procedures import check
+from seqtune.procedures.fit import fit
+from seqtune.records import Encoded
+from seqtune.scoring.evaluate import read_predictions
+from seqtune.tokens import preparation
+from seqtune.tokens.preparation import prepare
+
+
+def config_for(folder, rows, model, **more):
+    table = write_csv(folder / "pairs.csv", rows)
+    return load_config(overrides={"data.path": str(table), "model.name": str(model), "out": str(folder / "run"), **more})
+
+
+def test_the_steps_of_a_vocabulary_leave_earlier_values_alone(tmp_path):
+    """Pieces, then trimming: rows encoded anew by the final encoder are the prepared ones, so an id has one meaning."""
+    base = tmp_path / "gpt2"
+    tokenizer = build_tokenizer("gpt2")
+    build_model("gpt2", len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    rows = [(f"C=CC=C{i}", f"{i}-xylene-oxidanyl") for i in range(80)]
+    prepared = prepare(config_for(tmp_path, rows, base, **{"model.adapt_vocabulary": 8}))
+    vocabulary = prepared.vocabulary
+    assert len(vocabulary.added) > 0
+    assert vocabulary.kept is not None
+    assert vocabulary.size == len(vocabulary.kept) == prepared.encoder.vocab_size < len(tokenizer) + 8
+    anew = prepared.encoder.encode(prepared.prompts)
+    for row, again in zip(prepared.encoded, anew, strict=True):
+        assert isinstance(again, Encoded)
+        np.testing.assert_array_equal(row.input_ids, again.input_ids)
+    model = build_model("gpt2", len(tokenizer))
+    prepared.vocabulary.apply(model)
+    assert model.config.vocab_size == vocabulary.size
+
+
+def test_a_sorted_table_is_judged_by_rows_from_all_of_it(tmp_path, monkeypatch, llama_folder):
+    monkeypatch.setattr(preparation, "NUM_COUNTED", 10)
+    config = config_for(tmp_path, [(f"{i:03d}", "x") for i in range(100)], llama_folder)
+    examples = prepare(config).examples["train"]
+    inputs = preparation._texts(examples, 10)[::2]
+    assert len(inputs) <= 10
+    assert max(inputs) > "085"
+    assert preparation._texts(examples, len(examples)) == [t for e in examples for t in (e.input, e.output)]
+
+
+def test_test_rows_that_are_too_long_stay_and_count_as_wrong(tmp_path, llama_folder):
+    rows = [*pairs(60), *((f"{i} " * 80, "long") for i in range(20, 30))]
+    more = {
+        "model.max_length": 100,
+        "data.split.test": 0.5,
+        "data.max_rejected": 1.0,
+        "train.max_steps": 1,
+        "decode.max_new_tokens": 4,
+    }
+    config = config_for(tmp_path, rows, llama_folder, **more)
+    dealt = preparation.read_splits(config, [])
+    too_long = {e.id for e in dealt["test"] if e.output == "long"}
+    assert too_long
+    prepared = prepare(config)
+    assert {e.id for e in prepared.examples["test"]} == {e.id for e in dealt["test"]}
+    found = [f.text for f in check.findings(prepared) if "cannot be answered and count as wrong" in f.text]
+    assert found
+    assert found[-1].startswith(f"{len(too_long)} test rows")
+    fitted = fit(config, quiet=True)
+    assert fitted.metrics is not None
+    assert fitted.metrics["num_items"] == len(dealt["test"])
+    assert {p.id for p in read_predictions(fitted.folder) if p.status == "too_long"} == too_long
+    assert fitted.metrics["status"]["too_long"] == len(too_long)
+
+
+def test_resume_notices_another_validation_table(tmp_path, llama_folder, monkeypatch):
+    held_out = write_csv(tmp_path / "held.csv", pairs(130)[100:])
+    more = {"data.validation_path": str(held_out), "train.max_steps": 1, "data.split.test": 0.0, "train.batch_size": 16}
+    config = config_for(tmp_path, pairs(60), llama_folder, **more)
+    monkeypatch.setattr("seqtune.procedures.fit._finish", lambda *_: None)  # begun, not complete
+    fit(config, quiet=True)
+    write_csv(held_out, pairs(140)[120:])
+    with pytest.raises(RunError, match="--resume needs the data that the run began with"):
+        fit(config, resume=True, quiet=True)
