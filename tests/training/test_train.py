@@ -27,7 +27,7 @@ import seqtune.training.optim
 from conftest import build_model, pairs, write_csv
 from seqtune.config import AdapterConfig, ModelConfig, TrainConfig, load_config
 from seqtune.errors import ConfigError, RunError
-from seqtune.models.adapter_methods import attach
+from seqtune.models.adapters import Adapter
 from seqtune.models.loading import load_model, load_tokenizer
 from seqtune.procedures.fit import fit
 from seqtune.records import Encoded, Prompt
@@ -293,10 +293,12 @@ def test_a_parameter_without_a_gradient_is_an_error(llama_folder, tmp_path):
 def test_a_prefix_under_gradient_checkpointing_is_refused(llama_folder, tmp_path):
     """There nothing would be trained: refused in the settings, and by the loop, whoever calls it."""
     keys = {"adapter.method": "prefix_tuning", "train.gradient_checkpointing": True}
-    with pytest.raises(ConfigError, match="'prefix_tuning' trains nothing with train.gradient_checkpointing; set that to false"):
+    with pytest.raises(
+        ConfigError, match="'prefix_tuning' trains nothing with train.gradient_checkpointing; set that to false"
+    ):
         load_config(overrides=keys)
     model = load_model(ModelConfig(name=str(llama_folder)), 0)
-    attach(model, AdapterConfig(method="prefix_tuning", num_virtual_tokens=2))
+    Adapter.attach(model, AdapterConfig(method="prefix_tuning", num_virtual_tokens=2))
     virtual = np.arange(2, dtype=np.int32) + model.config.vocab_size
     rows = [Encoded(np.concatenate([virtual, r.input_ids]), r.loss_start + 2) for r in encoded_rows(llama_folder)]
     config = TrainConfig(batch_size=4, optimizer="adamw", gradient_checkpointing=True)
