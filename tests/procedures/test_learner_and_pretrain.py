@@ -96,9 +96,10 @@ def interrupted(corpus, tmp_path, monkeypatch) -> Path:
     """A folder in which pretraining was stopped after 4 steps."""
     take_step = Trainer._step
 
-    def step(self, number, share):
-        take_step(self, number, share)
-        self._interrupted = self.state.step == 4
+    def step(self, number):
+        take_step(self, number)
+        if self.state.step == 4:
+            self.interruption.note()
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
