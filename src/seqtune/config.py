@@ -81,7 +81,7 @@ class FormatConfig(Section):
 class ModelConfig(Section):
     """Which model to start from."""
 
-    name: str = Field(default="builtin:base", description="hub id, folder or builtin:NAME")
+    name: str = Field(default="builtin:base", description="hub id, folder, FILE.gguf, package:NAME or builtin:NAME")
     init: Literal["pretrained", "random"] = "pretrained"
     revision: str | None = None
     trust_remote_code: bool = Field(default=False, description="run Python code from the model's hub repository")

@@ -59,6 +59,12 @@ def check_free(folder: Path, kind: Kind, *, reuse: bool) -> None:
         raise RunError(f"{str(folder)!r} holds a {kind.name} already; {kind.remedy}")
 
 
+def cache(kind: str) -> Path:
+    """Where things are kept that can be made again: in `$SEQTUNE_CACHE`, else in the user's cache folder."""
+    base = os.environ.get("SEQTUNE_CACHE")
+    return (Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seqtune") / kind
+
+
 def create(folder: Path, kind: Kind) -> None:
     """Make a folder, known as ours from then on; one that is there already only gets its marker."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from seqtune.records import Example
 # optional package -> the extra that brings it; what else a pack needs comes with the extra of the pack's name
 EXTRAS = {
     "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "optuna": "search",
-    "bitsandbytes": "quant", "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track",
+    "bitsandbytes": "quant", "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track", "gguf": "gguf",
 }  # fmt: skip
 Kind = Literal["sources", "tasks", "metrics", "verifiers"]
 

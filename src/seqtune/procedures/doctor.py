@@ -13,8 +13,8 @@ import torch
 
 from seqtune import plugins, runs
 from seqtune.cpus import available_cpus
-from seqtune.models.location import builtin_path
 from seqtune.models.machine import best_device
+from seqtune.procedures.bases import known_bases
 
 
 def examine() -> dict[str, dict[str, Any]]:
@@ -31,7 +31,7 @@ def examine() -> dict[str, dict[str, Any]]:
         "packages": {name: _found(name) for name in runs.PACKAGES},
         "extras": {name: _found(name, extra) for name, extra in plugins.EXTRAS.items()},
         "programs": {"java": shutil.which("java") or "missing: apt install default-jre-headless (checks names, by OPSIN)"},
-        "models": {"builtin:base": _base()},
+        "models": {base.name: base.state() for base in known_bases()},
     }
 
 
@@ -51,12 +51,6 @@ def _found(name: str, extra: str | None = None) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return f"missing: pip install 'seqtune[{extra}]'" if extra else f"missing: pip install {name}"
-
-
-def _base() -> str:
-    path = builtin_path("base")
-    megabytes = sum(p.stat().st_size for p in path.iterdir()) / 1e6
-    return f"{path} ({megabytes:.1f} MB)"
 
 
 def _memory_gib() -> float | None:

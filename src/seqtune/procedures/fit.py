@@ -18,6 +18,7 @@ from seqtune.decoding.predictor import Predictor
 from seqtune.errors import RunError
 from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_merged
+from seqtune.models.location import origin
 from seqtune.models.loss import check_packing
 from seqtune.procedures.evaluate import answer_and_score, check_packages
 from seqtune.procedures.validation import Validator
@@ -174,7 +175,7 @@ def _finish(
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder))
         metrics = answer_and_score(predictor, prepared.examples["test"], prepared.examples["train"], folder, quiet=quiet)
-    text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics)
+    text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model))
     runs.write_text(folder / "README.md", text)
     runs.finish(folder)
     return metrics

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -10,10 +12,26 @@ from seqtune.config import Config
 from seqtune.report.scores import interval, scores_of
 
 
-def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], metrics: dict[str, Any] | None) -> str:
-    """Markdown with hub metadata; every number in it was measured in this run."""
+def model_card(
+    config: Config,
+    data: dict[str, Any],
+    outcome: dict[str, Any],
+    metrics: dict[str, Any] | None,
+    base: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Markdown with hub metadata; every number in it was measured in this run.
+
+    Args:
+        config: of the run.
+        data: content of `data.json`.
+        outcome: how the training ended.
+        metrics: content of `metrics.json`, if there were test rows.
+        base: where a base that was read from a GGUF file comes from (`seqtune.models.location.origin`).
+    """
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["seqtune"]}
-    if not config.model.name.startswith("builtin:") and config.model.init == "pretrained":
+    if "licence" in base:
+        front["license"] = base["licence"]
+    if ":" not in config.model.name and not base and config.model.init == "pretrained":
         front["base_model"] = config.model.name
     start = "random weights in the shape of" if config.model.init == "random" else "fine-tuned from"
     lines = [
@@ -23,7 +41,7 @@ def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], me
         "",
         f"# {config.data.input} -> {config.data.output}",
         "",
-        f"A causal language model {start} `{config.model.name}` with seqtune.",
+        f"A causal language model {start} `{config.model.name}` with seqtune.{_base(base)}",
         "",
         "## Data",
         "",
@@ -64,6 +82,14 @@ def model_card(config: Config, data: dict[str, Any], outcome: dict[str, Any], me
         "",
     ]
     return "\n".join(lines)
+
+
+def _base(base: Mapping[str, str]) -> str:
+    if not base:
+        return ""
+    name = " of ".join(filter(None, (base.get("name"), base.get("organization")))) or "a model without a name"
+    licence = f"licence {base['licence']}" if "licence" in base else "no licence is named in the file"
+    return f" The base is {name} ({licence}), read from `{base['file']}` (SHA-256 begins {base['sha256'][:12]})."
 
 
 def _which_weights(outcome: dict[str, Any]) -> str:

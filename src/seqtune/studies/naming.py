@@ -21,7 +21,7 @@ from typing import Any
 from seqtune import runs
 from seqtune.config import Config, ModelConfig, load_config
 from seqtune.errors import ModelError
-from seqtune.models.location import holds_adapter, local_folder
+from seqtune.models.location import gguf_file, holds_adapter, local_folder
 
 PACKAGE = Path(str(resources.files("seqtune")))
 DEFAULTS = ("training/defaults.py", "tokens/preparation.py")
@@ -48,6 +48,9 @@ def _table(name: str | None) -> str | None:
 def _base(model: ModelConfig) -> list[str]:
     """Names and digests of a local base's files; of an adapter's run also those of the base below it."""
     try:
+        file = gguf_file(model.name)
+        if file is not None:
+            return [f"{file.name} {file_digest(file)}"]
         folder = local_folder(model)
     except ModelError:  # said when the point is run
         return []

@@ -6,7 +6,6 @@ encoder's settings; so a changed row, template or tokenizer never meets old toke
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.ipc
 
+from seqtune import folders
 from seqtune.errors import SupervisionError
 from seqtune.records import Encoded, Prompt
 from seqtune.runs import fingerprint
@@ -112,7 +112,7 @@ def encode_table(encoder: Encoder, prompts: Sequence[Prompt]) -> tuple[TokenTabl
     if len(prompts) < CACHE_ROWS:
         return _encode(encoder, prompts)
     key = fingerprint(_identity(encoder, prompts))
-    folder = cache_folder() / key
+    folder = folders.cache("tokens") / key
     if not (folder / "tokens.arrow").exists():
         table, errors = _encode(encoder, prompts)
         try:
@@ -120,12 +120,6 @@ def encode_table(encoder: Encoder, prompts: Sequence[Prompt]) -> tuple[TokenTabl
         except OSError:  # no room or no permission: a cache is a convenience
             return table, errors
     return _read(folder)
-
-
-def cache_folder() -> Path:
-    """`$SEQTUNE_CACHE`, else the user's cache folder."""
-    base = os.environ.get("SEQTUNE_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seqtune" / "tokens"
 
 
 def _identity(encoder: Encoder, prompts: Sequence[Prompt]) -> Iterable[bytes]:
@@ -148,7 +142,7 @@ def _encode(encoder: Encoder, prompts: Sequence[Prompt]) -> tuple[TokenTable, di
 
 
 def _write(folder: Path, table: TokenTable, errors: dict[int, str]) -> None:
-    hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
+    hidden = folders.temporary(folder)
     try:
         hidden.mkdir(parents=True, exist_ok=True)
         _save(hidden / "errors.arrow", index=list(errors), reason=list(errors.values()))
