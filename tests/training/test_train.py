@@ -293,7 +293,9 @@ def test_a_parameter_without_a_gradient_is_an_error(llama_folder, tmp_path):
 def test_a_prefix_under_gradient_checkpointing_is_refused(llama_folder, tmp_path):
     """There nothing would be trained: refused in the settings, and by the loop, whoever calls it."""
     keys = {"adapter.method": "prefix_tuning", "train.gradient_checkpointing": True}
-    with pytest.raises(ConfigError, match="'prefix_tuning' trains nothing with train.gradient_checkpointing; set that to false"):
+    with pytest.raises(
+        ConfigError, match="'prefix_tuning' trains nothing with train.gradient_checkpointing; set that to false"
+    ):
         load_config(overrides=keys)
     model = load_model(ModelConfig(name=str(llama_folder)), 0)
     attach(model, AdapterConfig(method="prefix_tuning", num_virtual_tokens=2))

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow
 import pyarrow.ipc
 
+from seqtune import folders
 from seqtune.errors import SupervisionError
 from seqtune.records import Encoded, Prompt
 from seqtune.runs import fingerprint
@@ -148,7 +149,7 @@ def _encode(encoder: Encoder, prompts: Sequence[Prompt]) -> tuple[TokenTable, di
 
 
 def _write(folder: Path, table: TokenTable, errors: dict[int, str]) -> None:
-    hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
+    hidden = folders.temporary(folder)
     try:
         hidden.mkdir(parents=True, exist_ok=True)
         _save(hidden / "errors.arrow", index=list(errors), reason=list(errors.values()))
