@@ -13,7 +13,7 @@ from seqtune.report.answers import confidence_plots, wrong_answers
 from seqtune.report.parts import BLUE, ORANGE, new_axes, render, svg
 from seqtune.report.scores import rows_table, scores_of
 from seqtune.scoring.evaluate import read_predictions
-from seqtune.studies.logs import read_log
+from seqtune.training.log import read_log
 
 MAX_ERRORS = 300
 MAX_PICTURES = 60

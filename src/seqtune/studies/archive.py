@@ -7,9 +7,8 @@ from pathlib import Path
 
 from seqtune import folders
 from seqtune.errors import RunError
-from seqtune.studies.conduct import points_of
 from seqtune.studies.execution import DECODE, FACTS, training_facts
-from seqtune.studies.points import Study, is_done
+from seqtune.studies.points import Study, is_done, points_of
 
 OF_RUN = ("config.yaml", "environment.json", "data.json", "task.yaml", "log.jsonl")
 OF_EVALUATION = ("metrics.json", "predictions.jsonl", DECODE, FACTS)

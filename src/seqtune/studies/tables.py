@@ -16,8 +16,8 @@ from seqtune.scoring.evaluate import read_predictions
 from seqtune.scoring.metrics import METRICS
 from seqtune.scoring.significance import paired_randomization
 from seqtune.studies.execution import facts
-from seqtune.studies.logs import kept_validation, read_log
 from seqtune.studies.points import Point
+from seqtune.training.log import kept_validation, read_log
 
 SCORES = ("exact_match", "structure_accuracy", "edit_similarity", "bleu_char")  # of a study's tables, the leading one first
 COSTS = ("training_rows", "steps", "tokens", "seconds", "wall_seconds", "evaluation_seconds", "flops", "peak_mib")
