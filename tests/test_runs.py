@@ -228,7 +228,9 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path, text):
         ("vocabulary.json", lambda: runs.read_kept_tokens(folder)),
     ):
         (folder / name).write_bytes(text.encode(errors="surrogateescape"))
-        with pytest.raises(RunError, match=rf"{name}' is damaged \(.*\); train again with --overwrite"):
+        with pytest.raises(
+            RunError, match=rf"{name}' is damaged \(.*\); put it back from a copy, or start again with --overwrite"
+        ):
             read()
 
 

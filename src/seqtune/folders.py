@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -120,12 +119,14 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def sync(folder: Path) -> None:
-    """Wait until new names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk and would outlive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems cannot do this for folders
-            os.fsync(handle)
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot do this for folders
+            raise
     finally:
         os.close(handle)
 

@@ -95,10 +95,17 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{str(path)!r} is damaged ({error}); train again with --overwrite or another --out") from None
+        raise damaged(path, str(error)) from None
     if not isinstance(content, dict):
-        raise RunError(f"{str(path)!r} is damaged (no JSON object); train again with --overwrite or another --out")
+        raise damaged(path, "no JSON object")
     return content
+
+
+def damaged(path: Path, reason: str) -> RunError:
+    """The error for a file of a run folder that cannot be read."""
+    return RunError(
+        f"{str(path)!r} is damaged ({reason}); put it back from a copy, or start again with --overwrite or another --out"
+    )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -242,8 +249,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _entry(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, once it is safely on the disk."""
+    folders.sync(path)
     with path.open("rb") as handle:
-        os.fsync(handle.fileno())
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     folders.sync(path.parent)
     return {"bytes": path.stat().st_size, "sha256": digest}

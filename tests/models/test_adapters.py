@@ -22,7 +22,7 @@ from seqtune.config import SOFT_PROMPTS, AdapterConfig, DecodeConfig, ModelConfi
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.exactness import fits
 from seqtune.decoding.engines.native import NativeEngine
-from seqtune.errors import ConfigError, MissingDependencyError, ModelError
+from seqtune.errors import ConfigError, MissingDependencyError, ModelError, RunError
 from seqtune.models import soft_prompts
 from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.attention import use_fast_attention
@@ -549,6 +549,13 @@ def test_torn_weights_are_named(tmp_path):
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ModelError, match="the adapter's weights in '.*' cannot be read"):
+        Adapter.load(base("llama", "lora"), tmp_path)
+
+
+def test_torn_settings_are_named(tmp_path):
+    Adapter.attach(base("llama", "lora"), settings("lora")).save(tmp_path)
+    (tmp_path / "adapter.json").write_text('{"method": "lo')
+    with pytest.raises(RunError, match="adapter.json' is damaged"):
         Adapter.load(base("llama", "lora"), tmp_path)
 
 

@@ -1,14 +1,15 @@
 """What a container lets a process use."""
 
-from seqtune.models.machine import available_cores, available_memory
+from seqtune.cpus import available_cpus
+from seqtune.models.machine import available_memory
 
 
-def test_a_container_quota_lowers_the_cores(tmp_path):
+def test_a_container_quota_lowers_the_processors(tmp_path):
     quota = tmp_path / "cpu.max"
     quota.write_text("150000 100000\n")
-    assert available_cores(quota) == min(2, available_cores(tmp_path / "absent"))
+    assert available_cpus(quota) == min(2, available_cpus(tmp_path / "absent"))
     quota.write_text("max 100000\n")
-    assert available_cores(quota) == available_cores(tmp_path / "absent")
+    assert available_cpus(quota) == available_cpus(tmp_path / "absent")
 
 
 def test_a_container_limit_lowers_the_memory(tmp_path):

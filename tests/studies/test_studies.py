@@ -24,8 +24,10 @@ from seqtune.runs import write_predictions
 from seqtune.scoring import significance
 from seqtune.scoring.evaluate import compare as compare_files
 from seqtune.scoring.evaluate import evaluate, read_predictions
-from seqtune.studies import conduct, execution, logs, processes, times
+from seqtune.studies import conduct, execution, processes, times
 from seqtune.studies.points import chains as execution_chains
+from seqtune.studies.points import points_of, read_search
+from seqtune.training.log import kept_validation, read_log, validations
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_a_score_that_is_undefined_for_a_seed_has_no_mean():
 
 
 def test_the_validation_of_the_kept_weights_is_the_first_of_the_best(tmp_path):
-    assert logs.kept_validation(logs.read_log(tmp_path)) is None
+    assert kept_validation(read_log(tmp_path)) is None
     found = [
         {"exact_match": 0.1, "edit_similarity": 0.9, "num_items": 50},
         {"exact_match": 0.2, "edit_similarity": 0.5, "num_items": 10},
@@ -131,9 +133,9 @@ def test_the_validation_of_the_kept_weights_is_the_first_of_the_best(tmp_path):
     ]
     lines = [json.dumps({"step": i, "validation": v}) + "\n" for i, v in enumerate(found)]
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 0, "loss": 1.0}) + "\n" + "".join(lines) + '{"step": 9, "valid')
-    log = logs.read_log(tmp_path)
-    assert logs.validations(log) == found
-    assert logs.kept_validation(log) == found[1]
+    log = read_log(tmp_path)
+    assert validations(log) == found
+    assert kept_validation(log) == found[1]
 
 
 def test_beyond_16_points_all_are_compared_with_the_best_by_validation(tmp_path, monkeypatch):
@@ -385,7 +387,7 @@ def test_a_search_nears_the_best_prunes_and_goes_on_after_a_kill(folder, llama_f
         searching.search(study, FakeExecutor(limit=8), lambda *_: None)
     executor = FakeExecutor()
     assert searching.search(study, executor, lambda *_: None) == []
-    found = conduct.read_search(study)
+    found = read_search(study)
     assert (len(found["trials"]), len(executor.tasks)) == (20, 12)
     states = [t["state"] for t in found["trials"]]
     assert {"complete", "pruned"} == set(states)
@@ -396,9 +398,7 @@ def test_a_search_nears_the_best_prunes_and_goes_on_after_a_kill(folder, llama_f
     assert found["best"] == max(complete, key=lambda t: t["validation"])
     assert found["best"]["validation"] > 0.85
     assert found["importances"]["train.learning_rate"] > 0.8
-    assert [p.values["train.learning_rate"] for p in conduct.points_of(study)] == [
-        t["values"]["train.learning_rate"] for t in complete
-    ]
+    assert [p.values["train.learning_rate"] for p in points_of(study)] == [t["values"]["train.learning_rate"] for t in complete]
     with (Path(study.out) / "search.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(RunError, match="another process is running the search"):
@@ -406,7 +406,7 @@ def test_a_search_nears_the_best_prunes_and_goes_on_after_a_kill(folder, llama_f
     # more of the same search; another one in its place is refused
     more = studies.load_study(search_file(folder, llama_folder, trials=22))
     searching.search(more, FakeExecutor(), lambda *_: None)
-    assert len(conduct.read_search(more)["trials"]) == 22
+    assert len(read_search(more)["trials"]) == 22
     other = studies.load_study(search_file(folder, llama_folder, metric="exact_match"))
     with pytest.raises(ConfigError, match="was begun with other settings"):
         searching.search(other, FakeExecutor(), lambda *_: None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,21 @@ def test_everything_is_on_the_disk_before_a_checkpoint_gets_its_name(tmp_path, m
     done.clear()
     checkpoints.save_weights(module(1.0), tmp_path / "best-00000003.safetensors")
     assert names() == ["best-00000003.safetensors", "replace", tmp_path.name]
+
+
+def test_a_file_system_that_cannot_write_through_folders_gets_checkpoints(tmp_path, monkeypatch):
+    """As some network file systems answer."""
+    sync = os.fsync
+
+    def files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    checkpoints.save(tmp_path, module(1.0), [], None, TrainState(step=3))
+    checkpoints.save_weights(module(1.0), tmp_path / "best-00000003.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best-00000003.safetensors", "step-00000003"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"])

@@ -18,8 +18,8 @@ from seqtune.decoding.engines import READS_FOLDER, make_engine
 from seqtune.decoding.engines.weights import dtype_of
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError
 from seqtune.models import loading
-from seqtune.models.adapters import Adapter, holds_adapter, load_trained
-from seqtune.models.location import local_folder
+from seqtune.models.adapters import Adapter, load_trained
+from seqtune.models.location import holds_adapter, local_folder
 from seqtune.models.machine import best_device
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate

@@ -1,7 +1,7 @@
 """Weights, and what is done to them: load, attach an adapter, trim or extend the vocabulary, attend, take the loss.
 
 In comes a model's name (hub id, folder, run or `builtin:NAME`) and the `model` and `adapter` settings. Out goes a transformers
-model with its tokenizer, and `TargetLoss`, which turns a `Batch` into a loss. What the machine can do (device, cores, memory,
+model with its tokenizer, and `TargetLoss`, which turns a `Batch` into a loss. What the machine can do (device, memory,
 bf16) is asked here too.
 """
 

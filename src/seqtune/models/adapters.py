@@ -12,7 +12,6 @@ treat it as they treat any model.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ from seqtune import runs
 from seqtune.config import AdapterConfig, ModelConfig, load_config
 from seqtune.errors import ConfigError, MissingDependencyError, ModelError
 from seqtune.models import loading
-from seqtune.models.location import ADAPTER_SETTINGS, holds_adapter
+from seqtune.models.location import ADAPTER_SETTINGS, holds_adapter, location
 from seqtune.models.vocabulary import trim_embeddings
 
 if TYPE_CHECKING:
@@ -81,7 +80,8 @@ class Adapter:
         """Attach what `save` wrote to the same base, in place; nothing stays trainable.
 
         Raises:
-            ModelError: the adapter's files cannot be read, or it does not fit this base.
+            ModelError: the adapter's weights cannot be read, or they do not fit this base.
+            RunError: its settings are damaged.
         """
         try:
             tensors = load_file(folder / WEIGHTS)
@@ -110,7 +110,7 @@ class Adapter:
         if not holds_adapter(run):
             raise ModelError(f"{str(run)!r} is no run that trained an adapter")
         settings = load_config(run / "config.yaml")
-        if loading.location(settings.model) != model.name_or_path:
+        if location(settings.model) != model.name_or_path:
             raise ModelError(f"the adapter {str(run)!r} was trained on {settings.model.name!r}, not on {model.name_or_path!r}")
         if runs.read_kept_tokens(run) is not None:
             raise ModelError(f"the adapter {str(run)!r} has a trimmed vocabulary of its own; predict with the run itself")
@@ -134,7 +134,7 @@ class Adapter:
             peft_config.inference_mode = True
             peft_config.base_model_name_or_path = self.model.name_or_path
             peft_config.save_pretrained(str(folder))
-        (folder / ADAPTER_SETTINGS).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n", encoding="utf-8")
+        runs.write_json(folder / ADAPTER_SETTINGS, self.config.model_dump())
 
     def merge(self) -> None:
         """Fold the adapter into the base's own weights, in place; all of them can be trained again.
@@ -171,7 +171,7 @@ def _shape(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | Non
 
 
 def _read_settings(folder: Path) -> AdapterConfig:
-    return AdapterConfig(**json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8")))
+    return AdapterConfig(**runs.read_json(folder / ADAPTER_SETTINGS))
 
 
 def load_trained(config: ModelConfig, seed: int) -> tuple[PreTrainedModel, Adapter | None]:

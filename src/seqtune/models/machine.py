@@ -1,10 +1,9 @@
-"""What this machine has (devices, bf16 units, cores, memory), and process settings that make computing on its CPU faster."""
+"""What this machine has (devices, bf16 units, memory), and process settings that make computing on its CPU faster."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import os
 import sys
 from pathlib import Path
@@ -35,16 +34,6 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def available_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use: its affinity, lowered by a container's quota."""
-    cores = available_cpus()
-    try:
-        quota, period = cgroup.read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup, or "max": no quota
-        return cores
-
-
 def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this process may still allocate: the system's free memory, lowered by a container's limit."""
     free = psutil.virtual_memory().available
@@ -60,7 +49,7 @@ def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 def set_up_cpu() -> None:
     """Set thread count and memory allocator for computing on the CPU; `OMP_NUM_THREADS` takes precedence."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+        torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
     if sys.platform == "linux":
         try:
             libc = ctypes.CDLL("libc.so.6")

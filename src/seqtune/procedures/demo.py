@@ -13,8 +13,6 @@ from seqtune.config import Config, load_config
 from seqtune.data.splits import hash_order
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
-from seqtune.models import loading
-from seqtune.models.machine import best_device
 from seqtune.procedures.fit import Fitted, fit
 from seqtune.records import Example, Prediction
 from seqtune.scoring.evaluate import evaluate, read_predictions
@@ -90,9 +88,7 @@ def run(config: Config, *, overwrite: bool = False) -> Demo:
     fitted = fit(config, overwrite=overwrite)
     ours = read_predictions(fitted.folder)
     questions = [Example(p.id, p.input, p.reference) for p in ours]
-    model = loading.load_model(config.model, config.train.seed).to(best_device())  # type: ignore[arg-type]
-    task = Task.load(fitted.folder / "task.yaml")
-    base = Predictor(model, loading.load_tokenizer(config.model), task, config.decode)
+    base = Predictor.of_model(config.model.name, Task.load(fitted.folder / "task.yaml"), config.decode)
     # the base model writes up to the token limit for every question, which takes long; so it gets fewer, drawn by hash
     few = [questions[i] for i in hash_order(questions, config.train.seed, "base")[:NUM_BASE_ROWS]]
     answers = predict_with_progress(base, few, "base model")

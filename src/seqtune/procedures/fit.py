@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from seqtune import folders, progress, runs
@@ -26,7 +25,7 @@ from seqtune.report import card
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.training import defaults
 from seqtune.training.loop import Outcome, Trainer, outcome_summary
-from seqtune.training.processes import check_trackers, process_state
+from seqtune.training.processes import Agreement, check_trackers, process_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +113,10 @@ def _speaker(quiet: bool) -> Callable[[str], None]:
 
 def _enter(config: Config, folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> bool:
     """Create the run folder in the main process; true everywhere if there is a run to continue."""
-    continuing = [False]
-    if process_state().is_main_process:
-        continuing = [runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)]
-    broadcast_object_list(continuing)
-    return continuing[0]
+    process, continuing = process_state(), False
+    if process.is_main_process:
+        continuing = runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)
+    return Agreement(process.num_processes).from_main(continuing)
 
 
 def _trainer(config: Config, prepared: Prepared, model: PreTrainedModel, folder: Path) -> Trainer:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from seqtune import runs
 from seqtune.report.answers import confidence_plots, wrong_answers
 from seqtune.report.parts import BLUE, ORANGE, new_axes, render, svg
 from seqtune.report.scores import rows_table, scores_of
 from seqtune.scoring.evaluate import read_predictions
-from seqtune.studies.logs import read_log
+from seqtune.training.log import read_log
 
 MAX_ERRORS = 300
 MAX_PICTURES = 60
@@ -21,7 +21,7 @@ MAX_PICTURES = 60
 
 def run_page(folder: Path) -> str:
     """The page of a folder with `metrics.json` and `predictions.jsonl`."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = runs.read_json(folder / "metrics.json")
     predictions = read_predictions(folder)
     lines = read_log(folder)
     plots = [("Training", _training_plot(lines))] if any("loss" in line for line in lines) else []
@@ -53,7 +53,7 @@ def _summary(metrics: dict[str, Any], folder: Path, log: Sequence[dict[str, Any]
         last = trained[-1]
         lines.append(
             f"Trained for {last['seconds'] / 60:.1f} minutes, {last['step']:,} steps, {last['num_tokens']:,} tokens on "
-            f"{json.loads(environment.read_text(encoding='utf-8')).get('device', 'an unknown device')}."
+            f"{runs.read_json(environment).get('device', 'an unknown device')}."
         )
     return lines
 

@@ -18,10 +18,11 @@ from matplotlib import pyplot
 from seqtune.errors import ConfigError, RunError, did_you_mean
 from seqtune.report.answers import confidence_plots, wrong_answers
 from seqtune.report.parts import BLUE, GREY, new_axes, render, svg
+from seqtune.report.scores import interval
 from seqtune.scoring.evaluate import read_predictions
 from seqtune.studies import analysis
-from seqtune.studies.logs import read_log
 from seqtune.studies.tables import COMPARED, MAX_COMPARED, SCORES, VALIDATION, label, ranking, short
+from seqtune.training.log import read_log
 
 EXAMPLES = "data.num_examples"
 MAX_LEGEND = 40
@@ -189,7 +190,7 @@ def _shown(row: dict[str, Any], column: str) -> str:
     if value is None:
         return "-"
     if column in SCORES:
-        return f"{value:.3f} ({row[f'{column}_low']:.3f} to {row[f'{column}_high']:.3f})"
+        return interval({"value": value, "low": row[f"{column}_low"], "high": row[f"{column}_high"]})
     if isinstance(value, float):
         return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
     return str(value)
@@ -212,9 +213,7 @@ def _study_plots(summary: polars.DataFrame, axes: Sequence[str], scores: Sequenc
 
 def _bars(group: polars.DataFrame, score: str, axes: Sequence[str]) -> Markup:
     figure, plot = pyplot.subplots(figsize=(5.2, 0.6 + 0.28 * group.height))
-    labels = []
-    for row in group.iter_rows(named=True):
-        labels.append(label(row, axes))
+    labels = [label(row, axes) for row in group.iter_rows(named=True)]
     means, low, high = (group[f"{score}{end}"].to_numpy() for end in ("", "_low", "_high"))
     bounds = [np.maximum(means - low, 0), np.maximum(high - means, 0)]
     plot.barh(labels, means, xerr=bounds, color=BLUE, height=0.6, error_kw={"elinewidth": 0.8, "ecolor": GREY, "capsize": 2})

@@ -65,9 +65,7 @@ def score(value: Callable[[np.ndarray], float], statistics: np.ndarray, signatur
     found = value(sums)
     if math.isnan(found):
         return None
-    num_items = len(statistics)
-    if value is mean:
-        num_items = int(sums[1])
+    num_items = int(sums[1]) if value is mean else len(statistics)
     if value is mean and np.isin(statistics, (0, 1)).all():
         (low, high), method = wilson_interval(int(sums[0]), num_items), "Wilson"
     else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from seqtune import folders
 from seqtune.errors import RunError
-from seqtune.studies.conduct import points_of
 from seqtune.studies.execution import DECODE, FACTS, training_facts
-from seqtune.studies.points import Study, is_done
+from seqtune.studies.points import Study, is_done, points_of
 
 OF_RUN = ("config.yaml", "environment.json", "data.json", "task.yaml", "log.jsonl")
 OF_EVALUATION = ("metrics.json", "predictions.jsonl", DECODE, FACTS)
@@ -41,14 +41,14 @@ def carbon_copy(study: Study, path: Path) -> int:
     done = [p for p in points_of(study) if is_done(p)]
     if not done or not (out / "results.csv").exists():
         raise RunError(f"no point of {study.name!r} has been run; run it first: seqtune study FILE")
-    hidden = path.with_name("." + path.name)
+    hidden = folders.temporary(path)
     try:
         with zipfile.ZipFile(hidden, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("README.md", COPY_README.format(name=study.name))
             for file in sorted(p for p in out.iterdir() if p.suffix in (".csv", ".yaml", ".json", ".html")):
                 archive.write(file, file.name)
-            folders = dict.fromkeys(p.run for p in done)
-            files = [file for run in folders for file in (training_facts(run), *(run / name for name in OF_RUN))]
+            trained = dict.fromkeys(p.run for p in done)
+            files = [file for run in trained for file in (training_facts(run), *(run / name for name in OF_RUN))]
             files += [folder / name for folder in dict.fromkeys(p.evaluation for p in done) for name in OF_EVALUATION]
             for file in files:
                 if file.exists():

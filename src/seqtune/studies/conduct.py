@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars
 import yaml
@@ -15,15 +13,13 @@ import yaml
 from seqtune import plugins, progress, runs
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
-from seqtune.studies.execution import Executor, Failure, Local, Task, describe_failure
-from seqtune.studies.points import Point, Study, chains, is_done, make_point, plan, shared_prefixes
+from seqtune.studies.execution import Executor, Failure, Local, describe_failure, stop_all
+from seqtune.studies.points import Point, Study, chains, is_done, plan, points_of, shared_prefixes
 from seqtune.studies.processes import POLL_SECONDS
 from seqtune.studies.tables import compare, summarise, tabulate
 from seqtune.studies.times import seconds_left
 
-SEARCH = "search.json"
 TABLE_SECONDS = 30.0  # between tables of what is done so far
-Tick = Callable[[float, str], None]
 
 
 @dataclass(slots=True)
@@ -39,27 +35,6 @@ class Outcome:
     folder: Path
     results: polars.DataFrame
     failures: list[Failure] = field(default_factory=list)
-
-
-def points_of(study: Study) -> list[Point]:
-    """A grid's points, or those that a search has finished so far, each once."""
-    if study.search is None:
-        return plan(study)
-    trials = [trial for trial in read_search(study).get("trials", []) if trial["state"] == "complete"]
-    points = [trial_point(study, trial["values"]) for trial in trials]
-    return list({point.run: point for point in points}.values())
-
-
-def trial_point(study: Study, values: dict[str, Any]) -> Point:
-    """The point of a search's trial, by its values."""
-    assert not isinstance(study.budget, list)  # a search has one budget and one seed
-    return make_point(study, values, study.budget, study.seeds[0])
-
-
-def read_search(study: Study) -> dict[str, Any]:
-    """What a search has written down so far: `trials`, `best`, `importances`."""
-    path = Path(study.out) / SEARCH
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome:
@@ -118,7 +93,7 @@ def _write_tables(folder: Path, done: Sequence[Point]) -> polars.DataFrame:
     return results
 
 
-def _run_grid(points: list[Point], executor: Executor, tick: Tick, folder: Path) -> list[Failure]:
+def _run_grid(points: list[Point], executor: Executor, tick: progress.Tick, folder: Path) -> list[Failure]:
     waiting = [chain for chain in chains(points) if not all(is_done(p) for p in chain)]
     done = len(points) - sum(map(len, waiting))
     tick(done, "were there already" if done else "")
@@ -146,9 +121,3 @@ def _run_grid(points: list[Point], executor: Executor, tick: Tick, folder: Path)
         stop_all(tasks)
         raise
     return failures
-
-
-def stop_all(tasks: Sequence[Task] | dict[Task, Any]) -> None:
-    """Ask everything that runs to end, so that each training writes its checkpoint."""
-    for task in tasks:
-        task.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -133,6 +133,12 @@ def run_chain(
         except SeqtuneError as error:
             failures.append(describe_failure(point, error))
     return failures
+
+
+def stop_all(tasks: Iterable[Task]) -> None:
+    """Ask everything that runs to end, so that each training writes its checkpoint."""
+    for task in tasks:
+        task.stop()
 
 
 def describe_failure(point: Point, error: Exception) -> Failure:

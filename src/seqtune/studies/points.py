@@ -31,6 +31,7 @@ from seqtune.config import (
 from seqtune.errors import ConfigError, did_you_mean
 from seqtune.studies.naming import digest, ingredients
 
+SEARCH = "search.json"  # what a search has found, in the folder of its study
 BUDGETS = {
     "epochs": "train.epochs",
     "steps": "train.max_steps",
@@ -214,6 +215,27 @@ def make_point(study: Study, values: dict[str, Any], budget: Budget | None, seed
     unit = BUDGETS[Length.of(config.train).unit]
     beginning = digest([unit, {k: v for k, v in settings.items() if k != unit}, files])
     return Point(shown, config.model_copy(update={"out": str(run)}), run, beginning)
+
+
+def points_of(study: Study) -> list[Point]:
+    """A grid's points, or those that a search has finished so far, each once."""
+    if study.search is None:
+        return plan(study)
+    trials = [trial for trial in read_search(study).get("trials", []) if trial["state"] == "complete"]
+    points = [trial_point(study, trial["values"]) for trial in trials]
+    return list({point.run: point for point in points}.values())
+
+
+def trial_point(study: Study, values: dict[str, Any]) -> Point:
+    """The point of a search's trial, by its values."""
+    assert not isinstance(study.budget, list)  # a search has one budget and one seed
+    return make_point(study, values, study.budget, study.seeds[0])
+
+
+def read_search(study: Study) -> dict[str, Any]:
+    """What a search has written down so far: `trials`, `best`, `importances`."""
+    path = Path(study.out) / SEARCH
+    return runs.read_json(path) if path.exists() else {}
 
 
 def has_validation(config: Config) -> bool:

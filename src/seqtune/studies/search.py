@@ -19,14 +19,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from seqtune import runs
+from seqtune import progress, runs
 from seqtune.errors import ConfigError, RunError, SeqtuneError
-from seqtune.studies.conduct import SEARCH, Tick, stop_all, trial_point
-from seqtune.studies.execution import Executor, Failure, Task, describe_failure
-from seqtune.studies.logs import kept_validation, read_log, validations
+from seqtune.studies.execution import Executor, Failure, Task, describe_failure, stop_all
 from seqtune.studies.naming import digest
-from seqtune.studies.points import Point, Range, Search, Study, has_validation
+from seqtune.studies.points import SEARCH, Point, Range, Search, Study, has_validation, trial_point
 from seqtune.studies.processes import POLL_SECONDS, Stopped
+from seqtune.training.log import kept_validation, read_log, validations
 
 JOURNAL = "search.journal"
 RUN = "run"  # what a trial's run is called: it says which data, base and version the trial was begun with
@@ -41,7 +40,7 @@ class _Running:
     pruned: bool = False
 
 
-def search(study: Study, executor: Executor, tick: Tick) -> list[Failure]:
+def search(study: Study, executor: Executor, tick: progress.Tick) -> list[Failure]:
     """Run trials until there are as many as the study asks for; returns those that failed.
 
     Raises:
@@ -57,7 +56,7 @@ def search(study: Study, executor: Executor, tick: Tick) -> list[Failure]:
         return _search(study, study.search, executor, tick)
 
 
-def _search(study: Study, settings: Search, executor: Executor, tick: Tick) -> list[Failure]:
+def _search(study: Study, settings: Search, executor: Executor, tick: progress.Tick) -> list[Failure]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = _open(study, settings)
     failures: list[Failure] = []

@@ -11,12 +11,13 @@ import numpy as np
 import polars
 from scipy import stats
 
+from seqtune import runs
 from seqtune.scoring.evaluate import read_predictions
 from seqtune.scoring.metrics import METRICS
 from seqtune.scoring.significance import paired_randomization
 from seqtune.studies.execution import facts
-from seqtune.studies.logs import kept_validation, read_log
 from seqtune.studies.points import Point
+from seqtune.training.log import kept_validation, read_log
 
 SCORES = ("exact_match", "structure_accuracy", "edit_similarity", "bleu_char")  # of a study's tables, the leading one first
 COSTS = ("training_rows", "steps", "tokens", "seconds", "wall_seconds", "evaluation_seconds", "flops", "peak_mib")
@@ -50,7 +51,7 @@ def _cell(value: Any) -> int | float | str | None:
 
 
 def _scores(point: Point) -> dict[str, Any]:
-    metrics = json.loads((point.evaluation / "metrics.json").read_text(encoding="utf-8"))
+    metrics = runs.read_json(point.evaluation / "metrics.json")
     row: dict[str, Any] = {}
     for name in SCORES:
         if name in metrics:
@@ -62,8 +63,8 @@ def _costs(point: Point) -> dict[str, Any]:
     log = read_log(point.run)
     last = [line for line in log if "loss" in line][-1]
     kept = kept_validation(log) or {}
-    data = json.loads((point.run / "data.json").read_text(encoding="utf-8"))
-    size = json.loads((point.run / "environment.json").read_text(encoding="utf-8")).get("num_parameters")
+    data = runs.read_json(point.run / "data.json")
+    size = runs.read_json(point.run / "environment.json").get("num_parameters")
     row = {
         "training_rows": data["splits"]["train"], "parameters": size, "steps": last["step"], "tokens": last["num_tokens"],
         "seconds": last["seconds"], "flops": 6 * size * last["num_tokens"] if size else None,

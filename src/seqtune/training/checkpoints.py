@@ -7,7 +7,6 @@ the previous one. Training draws all randomness from (seed, step), so no generat
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from seqtune import folders, runs
 from seqtune.errors import RunError
 from seqtune.training.optim import WeightAverage
 
@@ -67,27 +67,18 @@ def save(folder: Path, model: nn.Module, optimizers: Sequence[Any], average: Wei
         save_file({name: t.detach().cpu().contiguous() for name, t in average.tensors().items()}, hidden / AVERAGE)
     (hidden / STATE).write_text(json.dumps(asdict(state)))
     for path in (*hidden.iterdir(), hidden):
-        _to_disk(path)
+        folders.sync(path)
     final = folder / f"step-{state.step:08d}"
     if final.exists():  # a folder cannot take another's place at once: in between, the old one is found under one zero more
         aside = folder / f"step-0{state.step:08d}"
         shutil.rmtree(aside, ignore_errors=True)
         final.rename(aside)
     hidden.rename(final)
-    _to_disk(folder)
+    folders.sync(folder)
     keep = {final.name, best_path(folder, state.best_step).name}
     for old in folder.iterdir():
         if old.name not in keep:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, would outlive a power failure."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -99,9 +90,9 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the parameters that training changes, all or nothing."""
     hidden = path.with_name("." + path.name)
     save_file(_trained(model), hidden)
-    _to_disk(hidden)
+    folders.sync(hidden)
     hidden.replace(path)
-    _to_disk(path.parent)
+    folders.sync(path.parent)
 
 
 @torch.no_grad()
@@ -121,13 +112,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(
-        f"{str(path)!r} is damaged ({error}); put it back from a copy, or start again with --overwrite or another --out"
-    )
+        raise runs.damaged(path, str(error)) from None
 
 
 def best_path(folder: Path, step: int) -> Path:
@@ -151,7 +136,7 @@ def load(
         RunError: the checkpoint is damaged, does not fit this model and optimizer, or lies beyond the plan.
     """
     try:
-        state = _read_state(checkpoint / STATE)
+        state = TrainState(**runs.read_json(checkpoint / STATE))
         if state.step > total_steps:
             raise RunError(
                 f"the checkpoint {str(checkpoint)!r} is of step {state.step}, but this training has {total_steps} steps; "
@@ -167,13 +152,6 @@ def load(
             "start again with --overwrite or another --out"
         ) from None
     return state
-
-
-def _read_state(path: Path) -> TrainState:
-    try:
-        return TrainState(**json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise _damaged(path, error) from None
 
 
 def _optimizer_tensors(optimizers: Sequence[Any]) -> dict[str, torch.Tensor]:

@@ -30,6 +30,7 @@ from seqtune.training import checkpoints, defaults
 from seqtune.training.checkpoints import TrainState
 from seqtune.training.feed import Feed, Step, part_tokens
 from seqtune.training.interruption import Interrupted, Interruption
+from seqtune.training.log import rank
 from seqtune.training.optim import WeightAverage, build_optimizers, learning_rate_factor, set_learning_rates
 from seqtune.training.processes import Agreement, autocast, make_accelerator, no_sync
 from seqtune.training.schedule import Schedule
@@ -166,12 +167,12 @@ class Trainer:
         with progress.show("train", 1.0, enabled=self.is_main and not quiet) as tick, self.interruption:
             steps = self.feed.steps_from(self.state.step)
             self._agree()
-            self._see_to_what_is_due(quiet)  # a validation, if the training was interrupted when it was due
+            self._do_what_is_due(quiet)  # a validation, if the training was interrupted when it was due
             while (reason := self.should_stop()) is None:
                 self._step(next(steps))
                 self._agree()
                 self._show(tick)
-                self._see_to_what_is_due(quiet)
+                self._do_what_is_due(quiet)
             if reason != "interrupted":
                 self._log()
                 self._validate(quiet)
@@ -200,7 +201,7 @@ class Trainer:
             return "max_minutes"
         return "early_stopping" if patience is not None and state.num_worse >= patience else None
 
-    def _see_to_what_is_due(self, quiet: bool) -> None:
+    def _do_what_is_due(self, quiet: bool) -> None:
         """Log, validate and save where the schedule says so; an interrupted training saves at once and does the rest later."""
         if self.state.step % LOG_EVERY == 0:
             self._log()
@@ -362,7 +363,7 @@ class Trainer:
         shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items())
         if self.is_main and not quiet:
             progress.console().print(f"[dim]step {state.step}: validation {shown}[/dim]")
-        if state.best is None or _rank(metrics) > _rank(state.best):
+        if state.best is None or rank(metrics) > rank(state.best):
             state.best, state.best_step, state.num_worse = metrics, state.step, 0
             if self.is_main:
                 folder = self.folder / "checkpoints"
@@ -373,10 +374,6 @@ class Trainer:
         return True
 
 
-def _rank(metrics: dict[str, float]) -> tuple[float, ...]:
-    return tuple(value for name, value in metrics.items() if name != "num_items")
-
-
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
@@ -385,5 +382,5 @@ def _step_of(line: str) -> float:
 
 
 def outcome_summary(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as plain values, for `metrics.json`'s neighbours and `--json`."""
+    """The outcome as plain values, for the model card and `--json`."""
     return {"reason": outcome.reason, "total_steps": outcome.total_steps} | asdict(outcome.state)

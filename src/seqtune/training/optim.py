@@ -1,4 +1,4 @@
-"""Optimizers, default learning rates and schedules."""
+"""Optimizers, the mean of the weights, and the schedule of the learning rate."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a training has logged, as it is read by tables, searches and pages."""
+"""What a training has logged, as tables, searches and pages read it; torch is not needed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,21 @@ def validations(log: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     return [line["validation"] for line in log if "validation" in line]
 
 
+def rank(validation: Mapping[str, float]) -> tuple[float, ...]:
+    """What validations are compared by, the larger the better: their scores, the first one that differs decides.
+
+    Example:
+        >>> rank({"exact_match": 0.3, "edit_similarity": 0.8, "num_items": 200})
+        (0.3, 0.8)
+    """
+    return tuple(value for name, value in validation.items() if name != "num_items")
+
+
 def kept_validation(log: Sequence[dict[str, Any]]) -> dict[str, float] | None:
     """The scores of the validation whose weights are kept, the first of the best; `None` without any.
-
-    They are ranked as the training ranks them: by the first score that differs.
 
     Example:
         >>> kept_validation([{"validation": {"exact_match": 0.1}}, {"validation": {"exact_match": 0.3}}])
         {'exact_match': 0.3}
     """
-    ranked = validations(log)
-    return max(ranked, key=lambda v: [value for name, value in v.items() if name != "num_items"]) if ranked else None
+    return max(validations(log), key=rank, default=None)
