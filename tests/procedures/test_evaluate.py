@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import pairs, write_csv
 from seqtune import plugins
@@ -17,7 +18,7 @@ from seqtune.decoding.predictor import Predictor, decode_settings
 from seqtune.errors import ConfigError, DataError, MissingDependencyError
 from seqtune.plugins import TaskPlugin
 from seqtune.procedures import evaluate as procedure
-from seqtune.procedures.evaluate import Questions, evaluate
+from seqtune.procedures.evaluate import Questions, answer_and_score, evaluate
 from seqtune.procedures.export import export
 from seqtune.procedures.fit import fit
 from seqtune.records import Example
@@ -49,6 +50,22 @@ def test_a_run_answers_as_it_was_scored(run):
     assert predictor.decode.num_beams == 2
     again = predictor.predict([Example(p.id, p.input, p.reference, p.fields) for p in stored])
     assert again == stored
+
+
+def test_fit_scores_with_the_weights_that_decode_asks_for(run, tmp_path, monkeypatch):
+    used = []
+
+    def answer(predictor, *arguments, **options):
+        used.append(predictor.model.dtype)
+        return answer_and_score(predictor, *arguments, **options)
+
+    monkeypatch.setattr("seqtune.procedures.fit.answer_and_score", answer)
+    config = load_config(run / "config.yaml", {"decode.weights": "bfloat16", "out": str(tmp_path / "run")})
+    fit(config, quiet=True)
+    assert used == [torch.bfloat16]
+    predictor = Predictor.of_run(str(tmp_path / "run"))
+    stored = read_predictions(tmp_path / "run")
+    assert predictor.predict([Example(p.id, p.input, p.reference, p.fields) for p in stored]) == stored
 
 
 def test_what_the_command_line_says_wins_over_the_runs_own_settings(run):

@@ -89,11 +89,7 @@ def predict(
         _print_beside(Predictor.over(run, adapter, decode), texts, as_json)
         return
     predictor = Predictor.of_run(run, decode, task)
-    if file:
-        columns = {"input": input or predictor.task.input, "output": predictor.task.output}
-        answers = _from_table(predictor, file, config.data.model_copy(update=columns))
-    else:
-        answers = _from_lines(predictor, texts)
+    answers = _from_table(predictor, file, input, config.data) if file else _from_lines(predictor, texts)
     if grid:
         answers = list(answers)
         _draw(predictor, answers, Path(grid))
@@ -111,7 +107,7 @@ def _write(answers: Iterable[Prediction], out: Path) -> None:
     (write_predictions if out.suffix == ".jsonl" else write_prediction_table)(out, answers)
 
 
-def _from_table(predictor: Predictor, file: str, data: DataConfig) -> Iterator[Prediction]:
+def _from_table(predictor: Predictor, file: str, column: str | None, data: DataConfig) -> Iterator[Prediction]:
     from seqtune import plugins
     from seqtune.data.sources import read_examples
     from seqtune.decoding.predictor import predict_with_progress
@@ -124,7 +120,8 @@ def _from_table(predictor: Predictor, file: str, data: DataConfig) -> Iterator[P
             raise DataError(f"{file!r} does not exist")
         yield from predict_with_progress(predictor, list(plugins.load(reader)(Path(file))), "predict")
         return
-    examples, rejected = read_examples(file, data, need_output=False)
+    columns = {"input": column or predictor.task.input, "output": predictor.task.output}
+    examples, rejected = read_examples(file, data.model_copy(update=columns), need_output=False)
     predictor.template.check_columns(list(examples[0].fields), with_target=False)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)

@@ -121,6 +121,6 @@ class Process:
 
 
 def _last_words(text: str) -> str:
-    """The error that a verb ended with, or its last line."""
+    """The error message that a verb ended with, or the last line of its output."""
     _, said, error = f"\n{text}".rpartition("\nerror: ")
     return error if said else text.rpartition("\n")[2]
