@@ -96,13 +96,16 @@ def test_overwriting_removes_our_files_and_leaves_all_others(tmp_path):
                  "evaluations/0a1b/metrics.json", "report.html", ".metrics.json.999999999"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("ours")
-    theirs = ("notes.md", "figures/one.svg", "metrics.json.bak", ".git/HEAD", "models/other")
+    theirs = ("notes.md", "figures/one.svg", "metrics.json.bak", ".git/HEAD", "models/other", "evaluations/thesis.xlsx",
+              "evaluations/0a1b/notes.txt", "seqtune/source.py")  # fmt: skip
     for name in theirs:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("theirs")
     assert not runs.open_run(configuration(), folder, "f", resume=False, overwrite=True)
     assert set(contents(folder)) == {".seqtune-run", *theirs}
-    assert folders.foreign(folder, runs.RUN) == [".git", "figures", "metrics.json.bak", "models", "notes.md"]
+    assert folders.foreign(folder, runs.RUN) == [
+        ".git", "evaluations/0a1b/notes.txt", "evaluations/thesis.xlsx", "figures", "metrics.json.bak", "models", "notes.md", "seqtune/source.py",
+    ]  # fmt: skip
     assert (elsewhere / "model.safetensors").exists()
 
 
@@ -144,7 +147,7 @@ def test_a_kill_while_a_run_is_removed_leaves_neither_a_run_nor_a_folder_in_the_
     (folder / "checkpoints" / "step-00000900").mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     with monkeypatch.context() as patch:
-        left, remove = [number], folders._remove
+        left, remove = [number], folders._take_away
 
         def killed(path):
             if not left[0]:
@@ -152,7 +155,7 @@ def test_a_kill_while_a_run_is_removed_leaves_neither_a_run_nor_a_folder_in_the_
             left[0] -= 1
             remove(path)
 
-        patch.setattr(folders, "_remove", killed)
+        patch.setattr(folders, "_take_away", killed)
         with pytest.raises(KeyboardInterrupt):
             begin(folder, overwrite=True)
     assert runs.is_complete(folder) == (number == 0)

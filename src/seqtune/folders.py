@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,6 +14,14 @@ import psutil
 
 from seqtune.errors import RunError
 
+# what seqtune, transformers, CTranslate2 and TensorBoard write into the folders that seqtune makes in a run
+INSIDE = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "adapter.json", "adapter_config.json", "state.json", "model.bin", "vocabulary.json", "metrics.json", "predictions.jsonl",
+    "rejected.jsonl", "task.yaml", "decode.json", "study.json", "report.html", "log.jsonl", "events.out.tfevents.*",
+    "hparams.yml",
+)  # fmt: skip
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)")
 
 
@@ -83,18 +92,31 @@ def artefacts(folder: Path, kind: Kind) -> list[Path]:
     return [path for pattern in kind.artefacts for path in sorted(folder.glob(pattern))]
 
 
+def written(artefact: Path) -> list[Path]:
+    """The files of an artefact: itself, or what seqtune writes into such a folder; links are not followed."""
+    if artefact.is_symlink() or not artefact.is_dir():
+        return [artefact]
+    inside = [Path(parent) / name for parent, _, names in os.walk(artefact) for name in sorted(names)]
+    return [path for path in inside if any(fnmatch(path.name, pattern) for pattern in INSIDE)]
+
+
 def foreign(folder: Path, kind: Kind) -> list[str]:
-    """Names in a folder that seqtune did not write."""
-    ours = {kind.marker, *(path.name for path in artefacts(folder, kind))}
-    return sorted(p.name for p in folder.iterdir() if p.name not in ours and _writer(p, kind) is None)
+    """Paths in a folder that seqtune did not write."""
+    ours = artefacts(folder, kind)
+    names = {kind.marker, *(path.name for path in ours)}
+    found = [p for p in folder.iterdir() if p.name not in names and _writer(p, kind) is None]
+    for top in (path for path in ours if path.is_dir() and not path.is_symlink()):
+        known = set(written(top))
+        found += [p for parent, _, files in os.walk(top) for name in files if (p := Path(parent) / name) not in known]
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def clear(folder: Path, kind: Kind) -> None:
     """Remove what seqtune wrote into a folder of its own; the marker and foreign files stay."""
     assert is_ours(folder, kind)
     sweep(folder, kind)
-    for path in artefacts(folder, kind):
-        _remove(path)
+    for artefact in artefacts(folder, kind):
+        _take_away(artefact)
 
 
 def remove(folder: Path, kind: Kind) -> None:
@@ -137,6 +159,16 @@ def _writer(path: Path, kind: Kind) -> int | None:
     if found is None or not any(fnmatch(found["name"], pattern) for pattern in kind.artefacts):
         return None
     return int(found["pid"])
+
+
+def _take_away(artefact: Path) -> None:
+    """Remove what seqtune wrote, and the folders that are empty then."""
+    for path in written(artefact):
+        path.unlink(missing_ok=True)
+    if artefact.is_dir() and not artefact.is_symlink():
+        for parent, _, _ in os.walk(artefact, topdown=False):
+            with suppress(OSError):  # something of somebody else's is in it
+                os.rmdir(parent)
 
 
 def _remove(path: Path) -> None:

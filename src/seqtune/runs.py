@@ -243,7 +243,7 @@ def finish(folder: Path) -> None:
 def _files(folder: Path) -> list[Path]:
     """The files of a run that its manifest lists: no checkpoints, nothing hidden, nothing foreign."""
     listed = [path for path in folders.artefacts(folder, RUN) if path.name not in (MANIFEST, "checkpoints")]
-    files = [p for path in listed for p in (path.rglob("*") if path.is_dir() else (path,)) if p.is_file()]
+    files = [file for path in listed for file in folders.written(path) if file.is_file()]
     return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 

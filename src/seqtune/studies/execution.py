@@ -156,13 +156,14 @@ def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
     spent = noted.get("wall_seconds") if begun else 0.0
     cost = {
         "wall_seconds": None,  # unknown, if this part is killed
-        "peak_mib": noted.get("peak_mib", 0),
+        "peak_mib": noted.get("peak_mib"),
         "steps_taken_over": noted.get("steps_taken_over", 0) if begun else _take_over(point, shorter),
     }
     runs.write_json(file, cost)
     started = time.monotonic()
     try:
-        cost["peak_mib"] = max(cost["peak_mib"], process(["fit", str(settings), "--resume"]))
+        peak = process(["fit", str(settings), "--resume"])
+        cost["peak_mib"] = max(cost["peak_mib"] or 0, peak)
     finally:
         cost["wall_seconds"] = None if spent is None else round(spent + time.monotonic() - started, 1)
         runs.write_json(file, cost)
