@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -112,6 +113,23 @@ def test_a_runs_own_test_rows_can_be_asked_again_another_way(run, tmp_path):
     assert [(p.id, p.input, p.reference, p.fields) for p in again] == [(p.id, p.input, p.reference, p.fields) for p in stored]
     assert greedy["num_items"] == len(stored)
     assert {len(p.hypotheses) for p in again} == {1}
+
+
+def test_nothing_that_is_read_or_scored_is_replaced(run, tmp_path, capsys):
+    before = (run / "metrics.json").read_bytes()
+    assert run_app(["evaluate", str(run), str(run), "--out", str(run)]) == 1
+    assert "is a run's folder, and its own scores lie in it; choose another --out" in capsys.readouterr().err
+    assert (run / "metrics.json").read_bytes() == before
+    table = write_csv(tmp_path / "ask.csv", [("101", "odd")], ("number", "kind"))
+    assert run_app(["predict", str(run), "--file", str(table), "--out", str(table)]) == 1
+    assert "is the table that is read; name another file" in capsys.readouterr().err
+
+
+def test_a_predictor_of_a_plain_task_can_be_pickled(llama_folder):
+    """As scikit-learn's tools do with a fitted estimator."""
+    predictor = Predictor.of_run(str(llama_folder), {"max_new_tokens": 3})
+    again = pickle.loads(pickle.dumps(predictor))
+    assert again.predict([Example("1", "12", None)]) == predictor.predict([Example("1", "12", None)])
 
 
 def test_a_number_of_examples_is_a_nested_sample_and_not_the_first_rows(run, tmp_path):

@@ -69,6 +69,7 @@ def test_budgets(folder, llama_folder, kind, value, key, expected):
     ("changes", "message"),
     [
         ({"axes": {"train.epoch": [1]}}, "train.epoch: no setting of that name; did you mean 'train.epochs'"),
+        ({"axes": {"train.seed": [0, 1]}}, "train.seed is no axis of a study, because `seeds` sets it"),
         ({"axes": {}, "points": []}, "needs axes, a list of points, or a search"),
         ({"search": {"trials": 3, "space": {"train.clip": [1.0, 2.0]}}}, "leave out axes and points"),
         ({"axes": {}, "search": {"trials": 3, "space": {"train.clip": [1.0]}}}, "a search takes one seed"),

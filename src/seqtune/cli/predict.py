@@ -69,10 +69,7 @@ def predict(
     from seqtune.config import load_config
     from seqtune.errors import ConfigError
 
-    if file and texts:
-        raise ConfigError("give texts or --file, not both")
-    if out and Path(out).suffix not in OUT_KINDS:
-        raise ConfigError(f"--out {out!r}: the file must end in {', '.join(OUT_KINDS)}")
+    _check_files(texts, file, out)
     flags = overrides(
         settings, decode__num_beams=num_beams, decode__num_return=num_return, decode__length_penalty=length_penalty,
         decode__max_new_tokens=max_new_tokens, decode__verify=verify, decode__abstain=abstain, decode__engine=engine,
@@ -98,6 +95,17 @@ def predict(
         return
     for number, prediction in enumerate(answers, start=1):
         _print(prediction, number, as_json, predictor.decode.num_return > 1)
+
+
+def _check_files(texts: list[str] | None, file: str | None, out: str | None) -> None:
+    from seqtune.errors import ConfigError
+
+    if file and texts:
+        raise ConfigError("give texts or --file, not both")
+    if out and Path(out).suffix not in OUT_KINDS:
+        raise ConfigError(f"--out {out!r}: the file must end in {', '.join(OUT_KINDS)}")
+    if file and out and Path(out).exists() and Path(file).exists() and Path(file).samefile(out):
+        raise ConfigError(f"--out {out!r} is the table that is read; name another file")
 
 
 def _write(answers: Iterable[Prediction], out: Path) -> None:

@@ -247,7 +247,11 @@ def _inspector(task: Task) -> plugins.Inspector:
             return plugins.load(task.pack.inspect)
         except MissingDependencyError as error:
             progress.console().print(f"inputs are not inspected: {error}", style="yellow", markup=False)
-    return lambda texts: [plugins.Inspection(text) for text in texts]
+    return _ordinary
+
+
+def _ordinary(texts: Sequence[str]) -> list[plugins.Inspection]:
+    return [plugins.Inspection(text) for text in texts]
 
 
 def predict_with_progress(predictor: Predictor, examples: list[Example], title: str, quiet: bool = False) -> list[Prediction]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seqtune import plugins, runs
+from seqtune import folders, plugins, runs
 from seqtune.config import DataConfig, DecodeConfig
 from seqtune.data.sources import check_rejected_share, read_examples
 from seqtune.data.splits import subset
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress, task_of
 from seqtune.decoding.verification import make_verifier
-from seqtune.errors import MissingDependencyError, SeqtuneError
+from seqtune.errors import MissingDependencyError, RunError, SeqtuneError
 from seqtune.records import Example, Rejected
 from seqtune.scoring.evaluate import evaluate_task, read_predictions
 from seqtune.tokens.preparation import training_rows, within_limits
@@ -58,8 +58,13 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
         The content of `metrics.json`.
 
     Raises:
+        RunError: `out` is a run's folder.
         SeqtuneError: the run, the table or a package that the task needs is missing or does not fit.
     """
+    if out and folders.is_ours(out, runs.RUN):
+        raise RunError(
+            f"{str(out)!r} is a run's folder, and its own scores lie in it; choose another --out, such as {out / 'other'}"
+        )
     task = task_of(run, questions.task)
     examples, rejected = _read(questions, task)
     has_metrics = task.pack is not None and task.pack.metrics is not None

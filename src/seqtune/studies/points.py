@@ -179,6 +179,8 @@ def load_study(path: Path) -> Study:
     if unknown:
         lines = [f"{key}: no setting of that name{did_you_mean(key, known)}" for key in dict.fromkeys(unknown)]
         raise ConfigError("the study names axes that do not exist:\n" + "\n".join(f"  {line}" for line in lines))
+    if "train.seed" in named:
+        raise ConfigError("train.seed is no axis of a study, because `seeds` sets it: seeds: [0, 1, 2]")
     return study
 
 

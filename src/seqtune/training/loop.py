@@ -117,7 +117,7 @@ class Trainer:
         return (
             f"{self.num_parameters / 1e6:.1f} M parameters{self._trained()} on {self.accelerator.device} in {c.precision}; "
             f"{c.optimizer} {rates}; "
-            f"{self.plan.total_steps:,} steps of {size}, {c.epochs:g} epochs{limit}"
+            f"{self.plan.total_steps:,} steps of {size}{'' if c.max_steps else f', {c.epochs:g} epochs'}{limit}"
         )
 
     def _trained(self) -> str:
@@ -331,7 +331,7 @@ class Trainer:
         loss = state.unlogged["loss"] / state.unlogged["steps"]
         speed = f"{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
         left = progress.remaining(state.seconds * (1 - done) / done)
-        tick(done, f"step {state.step} · loss {loss:.3f} · {speed} · {left} left")
+        tick(min(1.0, done), f"step {state.step} · loss {loss:.3f} · {speed} · {left} left")
 
     def _validate(self, quiet: bool) -> None:
         """Score the weights, or their mean, unless that was done at this step, and keep them if they are the best."""
