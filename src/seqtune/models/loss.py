@@ -168,6 +168,8 @@ def can_pack(model: PreTrainedModel) -> bool:
         return False
     try:
         return _packs_a_probe(model)
+    except torch.OutOfMemoryError:  # a RuntimeError too, and no answer
+        raise
     except (RuntimeError, TypeError, ValueError):  # it cannot read a mask of this kind, such as Falcon with ALiBi
         return False
 

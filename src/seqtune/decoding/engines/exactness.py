@@ -29,6 +29,8 @@ def fits(model: PreTrainedModel) -> bool:
     if model not in _fits:
         try:
             _fits[model] = _is_served(model) and _agrees(model)
+        except torch.OutOfMemoryError:  # a RuntimeError too, and no answer
+            raise
         except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError, IndexError):
             _fits[model] = False  # a forward that does not take what ours passes
     return _fits[model]
