@@ -191,7 +191,7 @@ def test_a_missing_package_shows_before_the_work(run, llama_folder, tmp_path, mo
 
 def test_a_plain_task_does_not_read_the_training_table(run, tmp_path, monkeypatch):
     monkeypatch.setattr(procedure, "training_rows", lambda _: pytest.fail("nothing needs it"))
-    evaluate(str(run), Questions(str(run)), quiet=True)
+    assert evaluate(str(run), Questions(str(run)), quiet=True)["num_items"] == len(read_predictions(run))
 
 
 def test_a_byte_that_is_no_text_costs_one_answer(llama_folder, capsys, monkeypatch):

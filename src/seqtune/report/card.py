@@ -28,15 +28,10 @@ def model_card(
         metrics: content of `metrics.json`, if there were test rows.
         base: where a base that was read from a GGUF file comes from (`seqtune.models.location.origin`).
     """
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["seqtune"]}
-    if "licence" in base:
-        front["license"] = base["licence"]
-    if ":" not in config.model.name and not base and config.model.init == "pretrained":
-        front["base_model"] = config.model.name
     start = "random weights in the shape of" if config.model.init == "random" else "fine-tuned from"
     lines = [
         "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
+        yaml.safe_dump(_front(config, base), sort_keys=False).strip(),
         "---",
         "",
         f"# {config.data.input} -> {config.data.output}",
@@ -82,6 +77,16 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _front(config: Config, base: Mapping[str, str]) -> dict[str, Any]:
+    """Hub metadata."""
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["seqtune"]}
+    if "licence" in base:
+        front["license"] = base["licence"]
+    if ":" not in config.model.name and not base and config.model.init == "pretrained":
+        front["base_model"] = config.model.name
+    return front
 
 
 def _base(base: Mapping[str, str]) -> str:
