@@ -11,6 +11,24 @@ import yaml
 from seqtune.config import Config
 from seqtune.report.scores import interval, scores_of
 
+# how a card ends
+END = (
+    "",
+    "## Limits",
+    "",
+    "The scores hold for inputs like the test rows. The model answers every input, also those far from its data; "
+    "check answers where it matters.",
+    "",
+    "## Use",
+    "",
+    "```",
+    "seqtune predict RUN 'an input'",
+    "```",
+    "",
+    "`RUN` is the folder of this file; `model/` is a standard Hugging Face folder, `task.yaml` has the template.",
+    "",
+)
+
 
 def model_card(
     config: Config,
@@ -59,24 +77,7 @@ def model_card(
         "## Results on the test rows",
         "",
     ]
-    lines += _results(metrics)
-    lines += [
-        "",
-        "## Limits",
-        "",
-        "The scores hold for inputs like the test rows. The model answers every input, also those far from its data; "
-        "check answers where it matters.",
-        "",
-        "## Use",
-        "",
-        "```",
-        "seqtune predict RUN 'an input'",
-        "```",
-        "",
-        "`RUN` is the folder of this file; `model/` is a standard Hugging Face folder, `task.yaml` has the template.",
-        "",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_results(metrics), *END])
 
 
 def _front(config: Config, base: Mapping[str, str]) -> dict[str, Any]:
