@@ -100,10 +100,26 @@ class _VirtualEmbedding(nn.Module):
         return torch.where(virtual[..., None], rows, found)
 
 
-class _PrefixCache:
-    """Stands where a model expects a cache and stores nothing: it only puts the prefix in place. Used in training."""
+class PassingCache:
+    """What models ask of a cache that does not say where their tokens stand: positions are always given with them."""
 
     is_compileable = False
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Tokens seen."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
+        """Keys and offset of an implicit causal mask."""
+        return query_length, 0
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        """Where queries begin."""
+        return 0
+
+
+class _PrefixCache(PassingCache):
+    """Stands where a model expects a cache and stores nothing: it only puts the prefix in place. Used in training."""
 
     def __init__(self, prefix: torch.Tensor):
         self.prefix = prefix
@@ -112,15 +128,6 @@ class _PrefixCache:
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return put_prefix(self.prefix, key, value, layer)
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_query_offset(self, layer: int = 0) -> int:
-        return 0
 
 
 def put_prefix(prefix: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqtune.models.soft_prompts import put_prefix
+from seqtune.models.soft_prompts import PassingCache, put_prefix
 
 
 class SlotCache:
@@ -77,30 +77,16 @@ class SlotCache:
             store[:rows, :slots] = store.flatten(0, 1)[flat].unflatten(0, (rows, slots))
 
 
-class _Pass:
+class _Pass(PassingCache):
     """The part of transformers' cache interface that is the same for every forward.
 
     Attributes:
         prefix: keys and values of a tuned prefix [2 * layers, H, P, D]; `seqtune.models.soft_prompts` sets it.
     """
 
-    is_compileable = False
-
     def __init__(self, cache: SlotCache):
         self.cache = cache
         self.prefix: torch.Tensor | None = None
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        """Tokens seen: models ask to number positions, which are always given here."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer: int = 0) -> tuple[int, int]:
-        """Keys and offset of an implicit causal mask, used while prompts are read."""
-        return query_length, 0
-
-    def get_query_offset(self, layer: int = 0) -> int:
-        """Where queries begin, likewise."""
-        return 0
 
 
 class PromptPass(_Pass):
