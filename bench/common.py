@@ -19,6 +19,16 @@ from seqtune.chem.sources import chemicals_table
 from seqtune.config import ModelConfig
 from seqtune.models.loading import load_model, load_tokenizer
 
+
+def _smollm2(ids: dict[str, int], vocab_size: int) -> Any:
+    """SmolLM2-135M: many thin layers, three query heads for each head of keys."""
+    return t.LlamaConfig(
+        **ids, vocab_size=vocab_size, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+    )  # fmt: skip
+
+
 # vocabulary sizes are those of the public checkpoints; tokens are those of builtin:base, the tokenizer at hand
 SHAPES: dict[str, Any] = {
     "opt-125m": lambda ids: t.OPTConfig(**ids, vocab_size=50272),
@@ -45,6 +55,8 @@ SHAPES: dict[str, Any] = {
         **ids, vocab_size=32000, hidden_size=288, intermediate_size=768, num_hidden_layers=6, num_attention_heads=6,
         max_position_embeddings=1024, tie_word_embeddings=True,
     ),
+    "smollm2-135m": lambda ids: _smollm2(ids, 49152),
+    "smollm2-135m-trimmed": lambda ids: _smollm2(ids, 2048),
 }  # fmt: skip
 
 

@@ -98,7 +98,8 @@ def table(variants: list[Variant], columns: dict[str, Any], reference: str) -> l
 
 
 TRAINING = (  # shape, batch, steps (warm-up comes on top)
-    ("opt-125m", 32, 2), ("opt-125m", 4, 8), ("gpt-neo-8m", 32, 4), ("gpt-neo-1m", 32, 6), ("llama-15m", 32, 4), ("base", 32, 8),
+    ("opt-125m", 32, 2), ("opt-125m", 4, 8), ("smollm2-135m", 32, 2), ("smollm2-135m", 4, 8), ("gpt-neo-8m", 32, 4), ("gpt-neo-1m", 32, 6), ("llama-15m", 32, 4),
+    ("base", 32, 8),
 )  # fmt: skip
 
 
@@ -157,11 +158,13 @@ def adapters(work: Path, repeats: int, threads: int) -> dict[str, Any]:
     return {"adapters on opt-125m": table(variants, columns, "full")}
 
 
-def decoding(work: Path, repeats: int, threads: int, run: Path | None) -> dict[str, Any]:
+def decoding(work: Path, repeats: int, threads: int, shapes: list[str], run: Path | None) -> dict[str, Any]:
     """Sequences a second; every variant's outputs are compared with those of transformers at the same batch."""
     found = {}
     cases: list[tuple[str, Path, list[str]]] = []
-    for shape in ("opt-125m", "opt-125m-trimmed"):
+    for shape in ("opt-125m", "opt-125m-trimmed", "smollm2-135m-trimmed"):
+        if shapes and shape not in shapes:
+            continue
         common.make_model(shape, work / shape / "model")
         common.make_table(work / shape / "pairs.csv", 4000)
         cases.append((f"{shape}, 64 new tokens", work / shape, ["--new", "64", "--inputs", "32"]))
@@ -320,7 +323,7 @@ def main() -> None:
     """Run the chosen sections and write JSON, a table and a plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--shapes", nargs="*", default=[], help="training shapes; default all")
+    parser.add_argument("--shapes", nargs="*", default=[], help="shapes to train and decode; default all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--minutes", type=float, default=15, help="limit of each time-to-quality run")
@@ -333,7 +336,7 @@ def main() -> None:
     work, repeats, threads = options.work, options.repeats, options.threads
     sections = {
         "training": lambda: training(work, repeats, threads, options.shapes),
-        "decoding": lambda: decoding(work, repeats, threads, options.run),
+        "decoding": lambda: decoding(work, repeats, threads, options.shapes, options.run),
         "quality": lambda: quality(work, repeats, threads, options.minutes),
         "data": lambda: data(work, repeats, threads),
         "startup": lambda: startup(work, repeats, threads),

@@ -91,10 +91,17 @@ def _attention(  # noqa: PLR0913, PLR0917 - the signature that models call
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`attend` behind the signature that transformers calls; all but short rows go to transformers' own SDPA."""
+    """`attend` behind the signature that transformers calls, which otherwise goes to transformers' own SDPA.
+
+    That one copies keys and values once for each head of queries that shares them. While tokens are generated these copies are
+    most of the work, so there the queries of a group stand as further queries before their one head of keys.
+    """
+    groups = query.size(1) // key.size(1)
+    generates = attention_mask is not None and query.size(2) < key.size(2) and not torch.is_grad_enabled()
+    if groups > 1 and generates:
+        return _grouped(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
     if not _trains_short_rows(query, key):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
-    groups = query.size(1) // key.size(1)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     causal = (
@@ -104,6 +111,18 @@ def _attention(  # noqa: PLR0913, PLR0917 - the signature that models call
     )
     out = attend(query, key, value, attention_mask, dropout=dropout, causal=causal, scale=scaling)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _grouped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask_B1QK: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """Attention [B, H, Q, D] where several heads of queries share one head of keys and values, with nothing copied."""
+    heads, num_queries = key.size(1), query.size(2)
+    groups = query.size(1) // heads
+    folded = query.unflatten(1, (heads, groups)).flatten(2, 3)  # [B, heads, groups * Q, D]
+    mask = mask_B1QK.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(2, 3)
+    out = functional.scaled_dot_product_attention(folded, key, value, mask, scale=scale)
+    return out.unflatten(2, (groups, num_queries)).flatten(1, 2)
 
 
 def _gpt_neo_attention(
