@@ -19,9 +19,9 @@ from test_engines import _make_end_likely
 from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.chem.sources import chemicals_table
 from seqtune.config import DecodeConfig
-from seqtune.decoding.engines import packed
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
+from seqtune.models import packed
 from seqtune.models.attention import use_fast_attention
 
 NUM_INPUTS, LIMIT, END = 500, 24, 3

@@ -17,11 +17,12 @@ from transformers.pytorch_utils import Conv1D
 
 from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.config import DecodeConfig
-from seqtune.decoding.engines import make_engine, packed
+from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.exactness import fits
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.errors import ConfigError
+from seqtune.models import packed
 from seqtune.models.attention import use_fast_attention
 
 NUM_SOURCES, LIMIT = 40, 24
@@ -202,10 +203,10 @@ def test_a_soft_cap_of_logits_is_noticed_at_weights_too_small_to_show_it():
 
 
 def test_a_wrong_cache_is_noticed(monkeypatch):
-    from seqtune.decoding.engines.slot_cache import TokenPass
+    from seqtune.decoding.engines.slot_cache import TokenPass, _by_head
 
     model = build_model("llama", 300)
-    monkeypatch.setattr(TokenPass, "update", lambda self, key, value, layer, *_: (key, value))
+    monkeypatch.setattr(TokenPass, "put", lambda self, layer, new: _by_head(new))
     assert not fits(model)
 
 
@@ -292,7 +293,7 @@ def test_packed_weights_give_the_same_results_and_leave_no_trace(family, monkeyp
     with torch.inference_mode():
         expected = model(ids).logits
         with packed.packed(model):
-            assert all(m.forward.func is packed._linear for m in layers)
+            assert all(isinstance(m.forward, packed.PackedWeight) for m in layers)
             found = model(ids).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not any("forward" in m.__dict__ for m in layers)

@@ -1,4 +1,4 @@
-"""Our own attention, where that of transformers is slow (short rows in bf16, GPT-Neo) or knows no key positions (BLOOM).
+"""Our own attention, where that of transformers is slow: short rows in bf16, GPT-Neo, shared heads of keys while decoding.
 
 Shapes: B rows, H heads, Q queries, K keys, D head width.
 """
@@ -14,7 +14,6 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.models.bloom.modeling_bloom import BloomModel
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 OWN = "seqtune_sdpa"  # the name under which transformers knows `_attention`
@@ -99,7 +98,7 @@ def _attention(  # noqa: PLR0913, PLR0917 - the signature that models call
     groups = query.size(1) // key.size(1)
     generates = attention_mask is not None and query.size(2) < key.size(2) and not torch.is_grad_enabled()
     if groups > 1 and generates:
-        return _grouped(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+        return grouped(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
     if not _trains_short_rows(query, key):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
     if groups > 1:
@@ -113,7 +112,7 @@ def _attention(  # noqa: PLR0913, PLR0917 - the signature that models call
     return out.transpose(1, 2).contiguous(), None
 
 
-def _grouped(
+def grouped(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask_B1QK: torch.Tensor, scale: float | None
 ) -> torch.Tensor:
     """Attention [B, H, Q, D] where several heads of queries share one head of keys and values, with nothing copied."""
@@ -128,17 +127,11 @@ def _grouped(
 def _gpt_neo_attention(
     self: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, None]:
-    """GPT-Neo's attention [B, H, Q, D]: no scaling, and in local layers no key further back than the window.
-
-    A mask with two heads holds the global layers' mask and the local layers' one (the native engine's, whose
-    keys do not lie in order).
-    """
+    """GPT-Neo's attention [B, H, Q, D]: no scaling, and in local layers no key further back than the window."""
     num_queries, num_keys = query.size(-2), key.size(-2)
     local = self.attention_type == "local"
     dropout = self.attn_dropout.p if self.training else 0.0
-    if attention_mask is not None and attention_mask.size(1) == 2:
-        mask = attention_mask[:, 1:] if local else attention_mask[:, :1]
-    elif local and num_keys > self.config.window_size:
+    if local and num_keys > self.config.window_size:
         mask = self.bias[:, :, num_keys - num_queries : num_keys, :num_keys]  # causal, and within the window
         if attention_mask is not None:
             mask = attention_mask & mask if attention_mask.dtype == torch.bool else attention_mask.masked_fill(~mask, -math.inf)
@@ -146,41 +139,3 @@ def _gpt_neo_attention(
         mask = attention_mask
     causal = mask is None and num_queries > 1
     return attend(query, key, value, mask, dropout=dropout, causal=causal, scale=1.0), None
-
-
-def has_key_positions(model: PreTrainedModel) -> bool:
-    """True for BLOOM, whose attention depends on where keys stand in the text rather than on rotated or added positions."""
-    return isinstance(getattr(model, model.base_model_prefix, None), BloomModel)
-
-
-class KeyPositions:
-    """Tells BLOOM where its keys stand while they do not lie in the order of the text.
-
-    Args:
-        backbone: the model without its output layer.
-        positions_BS: the place in its text of each key that attention sees.
-
-    Example:
-        with KeyPositions(model.transformer, torch.tensor([[0, 1, 2, 2]])):
-            model(input_ids, attention_mask=mask_B1QS, past_key_values=cache)
-    """
-
-    def __init__(self, backbone: Any, positions_BS: torch.Tensor):
-        self.backbone, self.positions_BS = backbone, positions_BS
-
-    def __enter__(self) -> None:
-        """Put our table of biases in place of the model's."""
-        self.backbone.build_alibi_tensor = self._alibi
-
-    def __exit__(self, *_: object) -> None:
-        """Put the model's own back."""
-        del self.backbone.build_alibi_tensor
-
-    def _alibi(self, attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
-        """Slope x position [B * H, 1, S]; Press et al. 2022, https://arxiv.org/abs/2108.12409."""
-        closest = 2 ** math.floor(math.log2(num_heads))
-        first = [2.0 ** (-8.0 * (i + 1) / closest) for i in range(closest)]
-        rest = [2.0 ** (-4.0 * (2 * i + 1) / closest) for i in range(num_heads - closest)]
-        slopes_H = torch.tensor(first + rest, device=self.positions_BS.device)
-        alibi_BHS = slopes_H[None, :, None] * self.positions_BS[:, None, :]
-        return alibi_BHS.flatten(0, 1)[:, None].to(dtype)

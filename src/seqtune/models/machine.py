@@ -27,6 +27,11 @@ def has_bf16_units() -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
+def has_avx512() -> bool:
+    """True on x86 processors with AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def best_device() -> torch.device:
     """CUDA, then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():

@@ -81,12 +81,14 @@ class Beams:
             The beam that each running hypothesis continues [B, K], and which rows are finished, bool [B].
         """
         num_beams = self.num_beams
+        if num_beams == 1:
+            return self._advance_alone(logits_BKV, end)
         scores_BC, tokens_BC, parents_BC = self._candidates(logits_BKV)
         length_B1 = self.steps_B[:, None] + 1
         ended_BC = (tokens_BC == end) | (length_B1 >= self.limits_B[:, None])
 
         running_BC = scores_BC.masked_fill(ended_BC, -math.inf)
-        scores_BK, chosen_BK = running_BC.topk(num_beams) if num_beams > 1 else (running_BC, torch.zeros_like(tokens_BC))
+        scores_BK, chosen_BK = running_BC.topk(num_beams)
         parents_BK = parents_BC.gather(1, chosen_BK)
         at = torch.arange(len(self.steps_B), device=self.steps_B.device)
         self.tokens_BTK[at, self.steps_B] = tokens_BC.gather(1, chosen_BK)
@@ -100,18 +102,25 @@ class Beams:
         ends_BK3 = torch.stack([length_B1.expand_as(finished_BK), parents_BC[:, :num_beams], tokens_BC[:, :num_beams]], -1)
         self.complete_BK, best_BK = torch.cat([self.complete_BK, finished_BK], 1).topk(num_beams)
         self.ends_BK3 = torch.cat([self.ends_BK3, ends_BK3], 1).gather(1, best_BK[..., None].expand(-1, -1, 3))
-        if num_beams == 1:
-            return parents_BK, ended_BC[:, 0]
         can_improve_B = scores_BK[:, 0] / penalty_B1[:, 0] > self.complete_BK[:, -1]
         return parents_BK, ~can_improve_B | (self.steps_B >= self.limits_B)
+
+    def _advance_alone(self, logits_B1V: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for one hypothesis a row, which is complete when it ends."""
+        top_B1, tokens_B1 = logits_B1V[:, 0].float().log_softmax(-1).max(-1, keepdim=True)
+        self.scores_BK = self.scores_BK + top_B1
+        self.tokens_BTK.scatter_(1, self.steps_B[:, None, None], tokens_B1[..., None])
+        self.steps_B = self.steps_B + 1
+        ended_B = (tokens_B1[:, 0] == end) | (self.steps_B >= self.limits_B)
+        return torch.zeros_like(tokens_B1), ended_B
 
     def _candidates(self, logits_BKV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The best continuations of a row, best first: scores, tokens and parent beams, each [B, C]."""
         num_parents = logits_BKV.size(1)
         log_probs_BKV = logits_BKV.float().log_softmax(-1)  # on CPUs far quicker than logsumexp alone
         # 2 K, so that K are left even if every beam's best is the end token
-        count = 1 if self.num_beams == 1 else min(2 * self.num_beams, logits_BKV.size(-1))
-        top_BKC, tokens_BKC = log_probs_BKV.max(-1, keepdim=True) if count == 1 else log_probs_BKV.topk(count)
+        count = min(2 * self.num_beams, logits_BKV.size(-1))
+        top_BKC, tokens_BKC = log_probs_BKV.topk(count)
         scores_BKC = top_BKC + self.scores_BK[:, :num_parents, None]
         if num_parents == 1:
             return scores_BKC[:, 0], tokens_BKC[:, 0], torch.zeros_like(tokens_BKC[:, 0])
@@ -120,6 +129,9 @@ class Beams:
 
     def candidates(self, row: int, num_return: int, length_penalty: float) -> list[Candidate]:
         """A finished row's complete hypotheses, best first."""
+        if self.num_beams == 1:
+            ids = self.tokens_BTK[row, : self.steps_B[row], 0].tolist()
+            return [Candidate(ids, self.scores_BK[row, 0].item())]
         tokens, parents = self.tokens_BTK[row].tolist(), self.parents_BTK[row].tolist()
         found = []
         for score, (length, last, token) in zip(self.complete_BK[row].tolist(), self.ends_BK3[row].tolist(), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from seqtune.config import DecodeConfig
-from seqtune.decoding.engines.native import Decoder, local_window
-from seqtune.models.attention import has_key_positions
+from seqtune.decoding.engines.forwards import forward_of, local_window
+from seqtune.decoding.engines.native import Decoder
 from seqtune.models.loss import TargetLoss
 from seqtune.models.soft_prompts import num_virtual_tokens
 
@@ -40,10 +39,7 @@ def _is_served(model: PreTrainedModel) -> bool:
     """What short texts would not show: masks that differ between layers, logits that are capped or scaled."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     backbone = getattr(model, model.base_model_prefix, None)
-    if backbone is None or any(kind != "full_attention" for kind in kinds):
-        return False
-    takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
-    return (takes_positions or has_key_positions(model)) and TargetLoss(model).backbone_is_exact
+    return backbone is not None and all(kind == "full_attention" for kind in kinds) and TargetLoss(model).backbone_is_exact
 
 
 @torch.inference_mode()
@@ -51,8 +47,10 @@ def _agrees(model: Any) -> bool:
     virtual = model.config.vocab_size + np.arange(num_virtual_tokens(model))
     prompts = [np.concatenate([virtual, np.array(p) % model.config.vocab_size]).astype(np.int64) for p in PROBE]
     rtol = 1e-4 if model.dtype == torch.float32 else 1e-2
-    with _narrow_window(model.config):
-        decoder = Decoder(model, -1, DecodeConfig(num_beams=2), num_rows=2, num_slots=16 + len(virtual), num_steps=3)
+    with _narrow_window(model.config), forward_of(model) as forward:
+        if not forward.takes_our_masks:
+            return False
+        decoder = Decoder(model, forward, -1, DecodeConfig(num_beams=2), num_rows=2, num_slots=16 + len(virtual), num_steps=3)
         decoder.enter([0, 1], prompts, [3, 3])
         first_BK = decoder.rows.beams.last_tokens().tolist()
         decoder.step()

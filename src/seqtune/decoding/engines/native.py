@@ -1,8 +1,9 @@
 """Our decoding engine: prompts are stored once, beams never move, finished inputs leave and waiting ones enter.
 
-Every family's own forward serves. It reads one "row" an input, whose K query positions are the K beams; keys and values of the
-prompt lie in the row's first slots, those of generated tokens in the slots after them, in order of generation and beam. What a
-beam may look at is an additive mask over slots: when beams are reordered, only mask rows are exchanged, never keys or values.
+A forward pass (`seqtune.decoding.engines.forwards`) reads one "row" an input, whose K query positions are the K beams; keys and
+values of the prompt lie in the row's first slots, those of generated tokens in the slots after them, in order of generation and
+beam. What a beam may look at is an additive mask over slots: when beams are reordered, only mask rows are exchanged, never keys
+or values.
 Now and then the slots that no beam looks at any more are dropped.
 
 Shapes: B active rows, K beams, S slots, N rows that enter, T prompt tokens, D width.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,8 @@ from transformers import PreTrainedModel
 
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.beams import Beams
-from seqtune.decoding.engines.packed import packed
-from seqtune.decoding.engines.slot_cache import PromptPass, SlotCache, TokenPass
-from seqtune.models.attention import KeyPositions, has_key_positions
+from seqtune.decoding.engines.forwards import Forward, Seen, forward_of
+from seqtune.decoding.engines.slot_cache import SlotCache
 from seqtune.records import Candidate
 
 ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompts are read together
@@ -149,6 +148,7 @@ class Decoder:
 
     Args:
         model: in evaluation mode.
+        forward: how it is run.
         end: end token.
         config: beams and length penalty.
         num_rows: the most rows at once.
@@ -156,12 +156,10 @@ class Decoder:
         num_steps: the most new tokens.
     """
 
-    def __init__(self, model: Any, end: int, config: DecodeConfig, num_rows: int, num_slots: int, num_steps: int):
-        self.model, self.end, self.config, self.num_steps = model, end, config, num_steps
-        self.backbone = getattr(model, model.base_model_prefix)
-        self.head = model.get_output_embeddings()
-        self.takes_key_positions = has_key_positions(model)
-        self.window = local_window(model.config)
+    def __init__(
+        self, model: Any, forward: Forward, end: int, config: DecodeConfig, num_rows: int, num_slots: int, num_steps: int
+    ):
+        self.model, self.forward, self.end, self.config, self.num_steps = model, forward, end, config, num_steps
         self.cache = SlotCache(num_rows, num_slots)
         beams = Beams.empty([], config.num_beams, num_steps, model.device)
         self.rows = Rows.after_prompts([], [], beams, num_slots, model.dtype)
@@ -177,11 +175,9 @@ class Decoder:
         beams = Beams.empty(limits, self.config.num_beams, self.num_steps, device)
         new = Rows.after_prompts(names, lengths, beams, self.cache.num_slots, self.model.dtype)
 
-        positions_NT = torch.arange(ids_NT.shape[1], device=device).expand(len(prompts), -1)
-        cache = self.cache.reading(first_row=len(self.rows))
-        hidden_NTD = self._forward(torch.from_numpy(ids_NT).to(device), positions_NT, None, cache)
+        hidden_NTD = self.forward.read(torch.from_numpy(ids_NT).to(device), self.cache.reading(first_row=len(self.rows)))
         hidden_ND = hidden_NTD[torch.arange(len(prompts), device=device), new.prompts_B - 1]
-        _, done_N = new.beams.advance(self.head(hidden_ND)[:, None], self.end, self.config.length_penalty)
+        _, done_N = new.beams.advance(self.forward.head(hidden_ND)[:, None], self.end, self.config.length_penalty)
 
         done_B = torch.cat([done_N.new_zeros(len(self.rows)), done_N])
         self.rows = self.rows.join(new)
@@ -194,11 +190,10 @@ class Decoder:
         slots_BK, place_B1 = rows.take_slots()
         num_seen = max(rows.used)
 
-        mask_BXKS = self._mask(place_B1, num_seen)
-        positions_BK = place_B1.expand(-1, num_beams)
-        cache = self.cache.generating(slots_BK, num_seen)
-        hidden_BKD = self._forward(rows.beams.last_tokens(), positions_BK, mask_BXKS, cache)
-        parents_BK, done_B = rows.beams.advance(self.head(hidden_BKD), self.end, self.config.length_penalty)
+        seen = Seen(rows.mask_BKS[:, None, :, :num_seen], rows.places_BS[:, :num_seen], place_B1)
+        hidden_BKD = self.forward.write(rows.beams.last_tokens(), seen, self.cache.generating(slots_BK, num_seen))
+        logits_BKV = self.forward.head(hidden_BKD.flatten(0, 1)).unflatten(0, (len(rows), num_beams))
+        parents_BK, done_B = rows.beams.advance(logits_BKV, self.end, self.config.length_penalty)
 
         if num_beams > 1:
             rows.follow(parents_BK)
@@ -226,50 +221,6 @@ class Decoder:
             self.cache.grow(2 * self.cache.num_slots)
             self.rows.widen(self.cache.num_slots)
 
-    def _mask(self, place_B1: torch.Tensor, num_seen: int) -> torch.Tensor:
-        """What each beam looks at [B, 1, K, S]; for GPT-Neo [B, 2, K, S], the second within its local layers' window."""
-        mask_B1KS = self.rows.mask_BKS[:, None, :, :num_seen]
-        if self.window is None:
-            return mask_B1KS
-        far_B11S = (self.rows.places_BS[:, :num_seen] <= place_B1 - self.window.size)[:, None, None]
-        near_B1KS = mask_B1KS.masked_fill(far_B11S, -math.inf)
-        return near_B1KS if self.window.in_all_layers else torch.cat([mask_B1KS, near_B1KS], 1)
-
-    def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: PromptPass | TokenPass
-    ) -> torch.Tensor:
-        """Last hidden states of the tokens `ids` [B, Q]; without a mask each sees those before it."""
-        where, told = {"position_ids": positions}, nullcontext()
-        if self.takes_key_positions:
-            where = {}
-            if mask is not None:
-                told = KeyPositions(self.backbone, self.rows.places_BS[:, : mask.size(-1)])
-        with told:
-            return self.backbone(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **where
-            ).last_hidden_state
-
-
-@dataclass(frozen=True, slots=True)
-class LocalWindow:
-    """Layers that look at the last `size` tokens only, their own included."""
-
-    size: int
-    in_all_layers: bool
-
-
-def local_window(config: Any) -> LocalWindow | None:
-    """The window of GPT-Neo's local layers, or of all layers (Mistral, Phi-3, StarCoder 2); else `None`.
-
-    Families that list their layers' kinds in `layer_types` are not served where a listed kind is not full attention.
-    """
-    config = config.get_text_config()
-    if getattr(config, "window_size", None) is not None:
-        return LocalWindow(config.window_size, in_all_layers=False)
-    if getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None):
-        return LocalWindow(config.sliding_window, in_all_layers=True)
-    return None
-
 
 class NativeEngine:
     """Greedy and beam search with shared prompts; see the module's text.
@@ -291,9 +242,9 @@ class NativeEngine:
         # a row holds its prompt, its hypothesis, and what the beams wrote since dead slots were dropped
         num_slots = max(len(s) + limit for s, limit in zip(sources, limits, strict=True)) + config.num_beams * DROP_EVERY
         num_rows = min(max(1, config.token_budget // num_slots), len(sources))
-        decoder = Decoder(self.model, self.end, config, num_rows, num_slots, max(limits))
         filling = False
-        with packed(self.model):
+        with forward_of(self.model) as forward:
+            decoder = Decoder(self.model, forward, self.end, config, num_rows, num_slots, max(limits))
             while waiting or len(decoder.rows):
                 free = num_rows - len(decoder.rows)
                 filling = bool(waiting) and free > 0 and (filling or free * ENTER_SHARE >= num_rows)

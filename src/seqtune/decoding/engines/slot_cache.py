@@ -1,9 +1,10 @@
 """Keys and values of the rows that are being decoded, and what one forward pass writes and sees of them.
 
-A model is handed a `PromptPass` or a `TokenPass` where it expects transformers' cache. Each is made for one forward and says
-where that forward's keys and values go; nothing needs to be set beforehand or put back afterwards.
+A forward is handed a `PromptPass` or a `TokenPass`: `Blocks` calls its `put`, a family's own forward its `update`, as that of
+transformers' cache. Each is made for one forward and says where that forward's keys and values go; nothing needs to be set
+beforehand or put back afterwards.
 
-Shapes: R rows of the cache, S slots a row, H key-value heads, D head width; B rows of a forward, Q tokens a row, N = B * Q.
+Shapes: R rows of the cache, S slots a row, G heads of keys and values, W head width; B rows of a forward, Q tokens a row.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from seqtune.models.soft_prompts import PassingCache, put_prefix
 
 
 class SlotCache:
-    """Keys and values of all layers, each [R, S, H, D].
+    """Keys and values of all layers, [R, S, 2, G, W] each.
 
     Args:
         num_rows: R.
@@ -32,8 +33,7 @@ class SlotCache:
 
     def __init__(self, num_rows: int, num_slots: int):
         self.num_rows, self.num_slots = num_rows, num_slots
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
+        self.stores: list[torch.Tensor] = []
 
     def reading(self, first_row: int) -> PromptPass:
         """For a forward over prompts, which fill the rows from `first_row` on."""
@@ -49,44 +49,52 @@ class SlotCache:
         rows_B1 = torch.arange(len(slots_BQ), device=slots_BQ.device)[:, None]
         return TokenPass(self, (slots_BQ + rows_B1 * self.num_slots).flatten(), len(slots_BQ), num_seen)
 
-    def stores(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values, made when a forward first comes with some [B, H, Q, D]."""
-        if layer == len(self.keys):
-            for stores, new in ((self.keys, key), (self.values, value)):
-                stores.append(_zeros((self.num_rows, self.num_slots, new.size(1), new.size(3)), new))
-        return self.keys[layer], self.values[layer]
+    def store(self, layer: int, new_BQ2GW: torch.Tensor) -> torch.Tensor:
+        """A layer's keys and values, made when a forward first comes with some."""
+        if layer == len(self.stores):
+            self.stores.append(_zeros((self.num_rows, self.num_slots, *new_BQ2GW.shape[2:]), new_BQ2GW))
+        return self.stores[layer]
 
     def grow(self, num_slots: int) -> None:
         """Make room for more slots a row."""
-        for stores in (self.keys, self.values):
-            for layer, store in enumerate(stores):
-                stores[layer] = _zeros((self.num_rows, num_slots, *store.shape[2:]), store)
-                stores[layer][:, : self.num_slots] = store
+        for layer, store in enumerate(self.stores):
+            self.stores[layer] = _zeros((self.num_rows, num_slots, *store.shape[2:]), store)
+            self.stores[layer][:, : self.num_slots] = store
         self.num_slots = num_slots
 
     def move(self, source: int, target: int, num_slots: int) -> None:
         """Copy the first slots of a row to another row."""
-        for store in (*self.keys, *self.values):
+        for store in self.stores:
             store[target, :num_slots] = store[source, :num_slots]
 
     def gather(self, index_BS: torch.Tensor) -> None:
         """Bring the named slots of the first B rows to their front."""
         rows, slots = index_BS.shape
         flat = (index_BS + torch.arange(rows, device=index_BS.device)[:, None] * self.num_slots).flatten()
-        for store in (*self.keys, *self.values):
+        for store in self.stores:
             store[:rows, :slots] = store.flatten(0, 1)[flat].unflatten(0, (rows, slots))
 
 
 class _Pass(PassingCache):
-    """The part of transformers' cache interface that is the same for every forward.
+    """What is the same for every forward.
 
     Attributes:
-        prefix: keys and values of a tuned prefix [2 * layers, H, P, D]; `seqtune.models.soft_prompts` sets it.
+        prefix: keys and values of a tuned prefix [2 * layers, G, P, W]; whoever runs the forward sets it.
     """
 
     def __init__(self, cache: SlotCache):
         self.cache = cache
         self.prefix: torch.Tensor | None = None
+
+    def put(self, layer: int, new_BQ2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a layer's keys and values; returns the keys and the values that attention shall see, [B, G, S, W] each."""
+        raise NotImplementedError
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`put` as transformers calls it, with keys and values [B, G, Q, W]."""
+        return self.put(layer, torch.stack([key.transpose(1, 2), value.transpose(1, 2)], 2))
 
 
 class PromptPass(_Pass):
@@ -96,15 +104,14 @@ class PromptPass(_Pass):
         super().__init__(cache)
         self.first_row = first_row
 
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store a layer's keys and values [B, H, Q, D] and return what attention shall see."""
+    def put(self, layer: int, new_BQ2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prompts' own keys and values are all that is seen."""
+        rows, tokens = new_BQ2GW.shape[:2]
         if self.prefix is not None:
-            key, value = put_prefix(self.prefix, key, value, layer)
-        for store, new in zip(self.cache.stores(layer, key, value), (key, value), strict=True):
-            store[self.first_row : self.first_row + len(new), : new.size(2)] = new.transpose(1, 2)
-        return key, value
+            key, value = put_prefix(self.prefix, *_by_head(new_BQ2GW), layer)
+            new_BQ2GW = torch.stack([key.transpose(1, 2), value.transpose(1, 2)], 2)
+        self.cache.store(layer, new_BQ2GW)[self.first_row : self.first_row + rows, :tokens] = new_BQ2GW
+        return _by_head(new_BQ2GW)
 
 
 class TokenPass(_Pass):
@@ -121,15 +128,17 @@ class TokenPass(_Pass):
         super().__init__(cache)
         self.flat_N, self.num_rows, self.num_seen = flat_N, num_rows, num_seen
 
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store a layer's keys and values [B, H, Q, D] and return what attention shall see."""
-        seen = []
-        for store, new in zip(self.cache.stores(layer, key, value), (key, value), strict=True):
-            store.flatten(0, 1).index_copy_(0, self.flat_N, new.transpose(1, 2).flatten(0, 1))
-            seen.append(store[: self.num_rows, : self.num_seen].transpose(1, 2))
-        return seen[0], seen[1]
+    def put(self, layer: int, new_BQ2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All slots of the rows are seen, as far as they are in use."""
+        store = self.cache.store(layer, new_BQ2GW)
+        store.flatten(0, 1).index_copy_(0, self.flat_N, new_BQ2GW.flatten(0, 1))
+        return _by_head(store[: self.num_rows, : self.num_seen])
+
+
+def _by_head(both_BS2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values apart, [B, G, S, W] each."""
+    key_BSGW, value_BSGW = both_BS2GW.unbind(2)
+    return key_BSGW.transpose(1, 2), value_BSGW.transpose(1, 2)
 
 
 def _zeros(size: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
