@@ -311,3 +311,26 @@ def test_packed_weights_leave_hooked_and_small_layers_alone(monkeypatch):
     monkeypatch.setattr(packed, "available_memory", lambda: 2 * large.weight.nbytes - 1)
     with packed.packed(large):
         assert "forward" not in large.__dict__, "no room for a copy"
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_one_long_input_does_not_keep_the_rows_few(num_beams, monkeypatch):
+    """A budget of 1,200 tokens holds 4 rows as long as the longest input, and 20 of the others (greedily)."""
+    from seqtune.decoding.engines import native
+
+    model = build_model("llama", 300)
+    use_fast_attention(model)
+    rng = random.Random(0)
+    sources = [np.array([rng.randrange(3, 300) for _ in range(length)]) for length in (220, *[12] * 60)]
+    config = DecodeConfig(num_beams=num_beams, token_budget=1200)
+    widest = []
+    step = native.Decoder.step
+    monkeypatch.setattr(native.Decoder, "step", lambda self: (widest.append(len(self.rows)), step(self))[1])
+    limits = [20] * len(sources)
+    together = dict(NativeEngine(model, 2, config).generate(sources, limits))
+    slots = 12 + 20 + num_beams * native.DROP_EVERY
+    assert widest[0] <= 1200 // (220 + 20 + num_beams * native.DROP_EVERY)
+    assert max(widest) == 1200 // slots
+    for i in (0, 1, 30, 60):
+        alone = dict(NativeEngine(model, 2, config).generate([sources[i]], [20]))
+        assert [c.ids for c in together[i]] == [c.ids for c in alone[0]]

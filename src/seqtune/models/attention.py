@@ -96,8 +96,8 @@ def _attention(  # noqa: PLR0913, PLR0917 - the signature that models call
     most of the work, so there the queries of a group stand as further queries before their one head of keys.
     """
     groups = query.size(1) // key.size(1)
-    generates = attention_mask is not None and query.size(2) < key.size(2) and not torch.is_grad_enabled()
-    if groups > 1 and generates:
+    generates = query.size(2) < key.size(2) and not torch.is_grad_enabled()
+    if groups > 1 and generates and attention_mask is not None:
         return grouped(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
     if not _trains_short_rows(query, key):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)

@@ -93,7 +93,8 @@ def packed(model: nn.Module) -> Iterator[None]:
         with torch.inference_mode(), packed(model):
             model(input_ids)
     """
-    layers: list[Any] = [m for m in model.modules() if is_plain(m) and can_pack(m.weight)] if has_room(model) else []
+    modules: list[Any] = list(model.modules()) if has_room(model) else []
+    layers = [module for module in modules if is_plain(module) and can_pack(module.weight)]
     try:
         for layer in layers:
             layer.forward = pack(layer.weight.T if isinstance(layer, Conv1D) else layer.weight, layer.bias)

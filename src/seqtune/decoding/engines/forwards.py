@@ -64,7 +64,7 @@ class Described:
     takes_our_masks = True
 
     def __init__(self, model: Any, blocks: Blocks):
-        self.blocks, self.head, self.window = blocks, blocks.head, local_window(model.config)
+        self.blocks, self.head, self.window = blocks, blocks.head.__call__, local_window(model.config)
 
     def read(self, ids_NT: torch.Tensor, cache: PromptPass) -> torch.Tensor:
         """See `Forward.read`."""

@@ -11,6 +11,7 @@ Shapes: B active rows, K beams, S slots, N rows that enter, T prompt tokens, D w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from seqtune.records import Candidate
 
 ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompts are read together
 LIKE_LENGTH = 0.8  # prompts that are read together are at least this long beside the longest
+GROW_ROWS = 1.5  # when the longest inputs are done, the others are laid out anew for so many times the rows
 DROP_EVERY = 16  # steps between looking for slots that no beam needs
 
 
@@ -136,8 +138,8 @@ class Rows:
         self.mask_BKS[:, :, :kept] = kept_BKS
         return index_BS
 
-    def widen(self, num_slots: int) -> None:
-        """Add slots that nothing looks at."""
+    def resize(self, num_slots: int) -> None:
+        """Add slots that nothing looks at, or take away such slots behind those in use."""
         more = num_slots - self.mask_BKS.size(2)
         self.mask_BKS = functional.pad(self.mask_BKS, (0, more), value=-math.inf)
         self.places_BS = functional.pad(self.places_BS, (0, more))
@@ -210,6 +212,11 @@ class Decoder:
             order[target] = source
         self.rows = self.rows.rows(order[:remaining])
 
+    def resize(self, num_rows: int, num_slots: int) -> None:
+        """Have room for other numbers of rows and of slots a row; the active rows stay."""
+        self.cache.resize(num_rows, num_slots, len(self.rows), max(self.rows.used, default=0))
+        self.rows.resize(num_slots)
+
     def _make_room(self) -> None:
         """Before a step: drop dead slots when it is time to, and add slots where a row has none left."""
         if self.config.num_beams > 1 and self.num_taken % DROP_EVERY == DROP_EVERY - 1:
@@ -218,8 +225,7 @@ class Decoder:
                 self.cache.gather(index_BS)
         self.num_taken += 1
         if max(self.rows.used) + self.config.num_beams > self.cache.num_slots:
-            self.cache.grow(2 * self.cache.num_slots)
-            self.rows.widen(self.cache.num_slots)
+            self.resize(self.cache.num_rows, 2 * self.cache.num_slots)
 
 
 class NativeEngine:
@@ -239,13 +245,15 @@ class NativeEngine:
         """See `Engine.generate`; inputs are answered as they finish."""
         config = self.config
         waiting = deque(sorted(range(len(sources)), key=lambda i: -len(sources[i])))
-        # a row holds its prompt, its hypothesis, and what the beams wrote since dead slots were dropped
-        num_slots = max(len(s) + limit for s, limit in zip(sources, limits, strict=True)) + config.num_beams * DROP_EVERY
-        num_rows = min(max(1, config.token_budget // num_slots), len(sources))
+        # a row holds a prompt, its hypothesis, and what the beams wrote since dead slots were dropped
+        needs = [len(s) + limit + config.num_beams * DROP_EVERY for s, limit in zip(sources, limits, strict=True)]
+        most = list(itertools.accumulate((needs[i] for i in reversed(waiting)), max))  # of the last one, two, ... inputs
+        num_rows, num_slots = self._size(len(needs), most[-1])
         filling = False
         with forward_of(self.model) as forward:
             decoder = Decoder(self.model, forward, self.end, config, num_rows, num_slots, max(limits))
             while waiting or len(decoder.rows):
+                num_rows = decoder.cache.num_rows
                 free = num_rows - len(decoder.rows)
                 filling = bool(waiting) and free > 0 and (filling or free * ENTER_SHARE >= num_rows)
                 if filling:
@@ -259,6 +267,20 @@ class NativeEngine:
                     yield decoder.rows.names[row], found
                 if finished:
                     decoder.leave(finished)
+                    left = [needs[i] for i in decoder.rows.names] + most[len(waiting) - 1 : len(waiting)]
+                    if left:
+                        self._fit(decoder, len(decoder.rows) + len(waiting), max(left))
+
+    def _size(self, num_inputs: int, num_slots: int) -> tuple[int, int]:
+        """Rows and slots a row for so many inputs, of which none needs more slots."""
+        return min(max(1, self.config.token_budget // num_slots), num_inputs), num_slots
+
+    def _fit(self, decoder: Decoder, num_inputs: int, num_slots: int) -> None:
+        """When the longest inputs are done, have more and shorter rows: they would cost all others their room."""
+        num_rows, num_slots = self._size(num_inputs, num_slots)
+        used = max(decoder.rows.used, default=0) + self.config.num_beams
+        if num_rows >= GROW_ROWS * decoder.cache.num_rows and used <= num_slots:
+            decoder.resize(num_rows, num_slots)
 
 
 def _next_group(waiting: deque[int], sources: Sequence[np.ndarray], free: int) -> list[int]:

@@ -22,8 +22,8 @@ class SlotCache:
     """Keys and values of all layers, [R, S, 2, G, W] each.
 
     Args:
-        num_rows: R.
-        num_slots: S, to begin with; see `grow`.
+        num_rows: R, to begin with.
+        num_slots: S, to begin with; see `resize`.
 
     Example:
         cache = SlotCache(num_rows=2, num_slots=16)
@@ -55,12 +55,12 @@ class SlotCache:
             self.stores.append(_zeros((self.num_rows, self.num_slots, *new_BQ2GW.shape[2:]), new_BQ2GW))
         return self.stores[layer]
 
-    def grow(self, num_slots: int) -> None:
-        """Make room for more slots a row."""
+    def resize(self, num_rows: int, num_slots: int, rows: int, used: int) -> None:
+        """Have another number of rows and of slots a row; the first `used` slots of the first `rows` rows stay."""
         for layer, store in enumerate(self.stores):
-            self.stores[layer] = _zeros((self.num_rows, num_slots, *store.shape[2:]), store)
-            self.stores[layer][:, : self.num_slots] = store
-        self.num_slots = num_slots
+            self.stores[layer] = _zeros((num_rows, num_slots, *store.shape[2:]), store)
+            self.stores[layer][:rows, :used] = store[:rows, :used]
+        self.num_rows, self.num_slots = num_rows, num_slots
 
     def move(self, source: int, target: int, num_slots: int) -> None:
         """Copy the first slots of a row to another row."""
