@@ -169,6 +169,38 @@ def test_what_the_template_puts_around_an_answer_is_learnt_and_not_shown():
     assert encoder.decode(ids) == encoder.decode(ids[:-1]) == "ethane"
 
 
+def test_visible_text_around_an_answer_is_not_part_of_it():
+    template = CHATML.replace("{% generation %}{{ m['content'] + '", "{{ 'So: ' + m['content'] + ' (end)").replace(
+        "{% endgeneration %}", ""
+    )
+    encoder = encoder_of("chatml", template)
+    row = encoder.encode([Prompt("a", "ethane")])[0]
+    assert isinstance(row, Encoded)
+    ids = row.input_ids[row.loss_start :].tolist()
+    assert encoder.tokenizer.decode(ids) == "So: ethane (end)<|im_end|>"
+    assert encoder.decode(ids) == "ethane"
+
+
+def test_an_answer_that_would_merge_with_the_prompt_is_tokenized_apart():
+    template = (
+        CHATML.replace("{% generation %}{{ ", "{{ 'a' + ")
+        .replace("{% endgeneration %}", "")
+        .replace("assistant\n' }}{% endif", "assistant\na' }}{% endif")
+    )
+    encoder = encoder_of("chatml", template)
+    tokenizer, prompt = encoder.tokenizer, Prompt("a", "ne")
+    assert tokenizer.convert_tokens_to_ids("ane") is not None
+    row, source = encoder.encode([prompt])[0], encoder.encode_sources([prompt])[0]
+    assert isinstance(row, Encoded)
+    assert (
+        row.input_ids[: row.loss_start].tolist()
+        == list(source)
+        == own_ids(tokenizer, records(prompt), add_generation_prompt=True)
+    )
+    assert row.input_ids[row.loss_start :].tolist() == [*tokenizer("ne")["input_ids"], encoder.end]
+    assert own_ids(tokenizer, records(prompt, "ne"))[: len(source)] != list(source)
+
+
 def test_outer_blanks_of_texts_go():
     encoder = ENCODERS["chatml"]
     plain, blank = encoder.encode(
