@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chats import chat_folder, chat_tokenizer
+from chats import CHATML, chat_folder, chat_tokenizer
 from conftest import pairs
 from seqtune.cli.app import run_app
 from seqtune.config import ModelConfig, load_config
@@ -85,8 +85,10 @@ def test_plain_transformers_answers_like_predict(finished, tmp_path, full):
         assert found.status == "ok"
 
 
-@pytest.mark.parametrize("engine", ["native", "transformers"])
+@pytest.mark.parametrize("engine", ["native", "transformers", "ctranslate2"])
 def test_engines_stop_at_the_end_of_the_turn(finished, engine):
+    if engine == "ctranslate2":
+        pytest.importorskip("ctranslate2")
     found = Predictor.of_run(str(finished / "run"), {"engine": engine}).predict([Example("1", "105", None)])[0]
     assert found.status == "ok"
     assert found.hypotheses[0].finished
@@ -143,6 +145,16 @@ def test_rows_encoded_anew_by_the_trimmed_tokenizer_are_the_prepared_ones(finish
         messages = [{"role": t.role, "content": t.content} for t in turns]
         ids = whole.apply_chat_template(messages, tokenize=True, return_dict=False)
         assert prepared.vocabulary.kept[row.input_ids].tolist() == ids[:-1]  # but for the line end after the end token
+
+
+def test_a_template_that_writes_the_date_says_so(tmp_path):
+    table, template = (
+        write(tmp_path / "chats.jsonl", [conversation(a, b, False) for a, b in pairs(30)]),
+        CHATML + "{# strftime_now #}",
+    )
+    model = chat_folder(tmp_path / "base", "chatml", template)
+    settings = {"data.path": str(table), "model.name": str(model), "format.template": "chat"}
+    assert any("the chat template writes today's date" in note for note in prepare(load_config(overrides=settings)).notes)
 
 
 def test_alpaca_simply_works_with_a_chat_template(tmp_path, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 
 from seqtune import plugins
 from seqtune.errors import SupervisionError
-from seqtune.records import Encoded, Example
+from seqtune.records import Encoded, Example, Turn
 from seqtune.tokens.encode import Encoder
 from seqtune.tokens.preparation import Prepared
 
@@ -85,7 +85,7 @@ def _duplicates(train: Sequence[Example]) -> list[Finding]:
 
 
 def _conflicts(train: Sequence[Example]) -> list[Finding]:
-    outputs: defaultdict[object, dict[str | None, int]] = defaultdict(dict)
+    outputs: defaultdict[tuple[tuple[Turn, ...], str], dict[str | None, int]] = defaultdict(dict)
     for example in train:
         outputs[example.question].setdefault(example.output, example.line)
     several = {question: found for question, found in outputs.items() if len(found) > 1}

@@ -175,9 +175,9 @@ class ChatTemplate:
     def _specials(self, ids: Iterable[int]) -> list[int]:
         return [i for i in ids if i in self.special]
 
-    def _plain_ids(self, texts: list[str]) -> list[list[int]]:
+    def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of the row's own texts, in which nothing is special."""
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
     def _fixed_ids(self, text: str) -> list[int]:
         """Tokens of the template's own text, special ones among them."""

@@ -2,7 +2,7 @@
 
 Source and target are tokenised apart, so no token can straddle the boundary, and the prompt that is
 decoded from at prediction time is token for token the one that was trained on. Anything in doubt raises.
-In a chat, `seqtune.tokens.chat` says what source and target are.
+In a chat, `seqtune.tokens.chat` tokenises both, and the prompt is that of the training rows there too.
 
 A worked row with a byte-level tokenizer, `loss_on="target"`:
 

@@ -139,7 +139,10 @@ def _notes(config: Config, encoder: Encoder) -> list[str]:
     if encoder.chat is None:
         return [said] if said else []
     end = encoder.tokenizer.convert_ids_to_tokens(encoder.end)
-    return [*filter(None, [said]), f"chat template of the tokenizer: loss on the answer and {end}, which ends it"]
+    notes = [*filter(None, [said]), f"chat template of the tokenizer: loss on the answer and {end}, which ends it"]
+    if "strftime_now" in str(encoder.tokenizer.chat_template):
+        notes.append("the chat template writes today's date: tomorrow's prompts differ, and --resume then finds other rows")
+    return notes
 
 
 def _render(config: Config, task: Task, dealt: dict[str, list[Example]]) -> list[Prompt]:
