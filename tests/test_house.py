@@ -45,7 +45,19 @@ def test_entering_the_rooms_loads_nothing_heavy():
 
 def test_the_root_holds_the_ground_and_nothing_else():
     modules = {p.stem for p in SOURCE.glob("*.py")}
-    ground = {"records", "errors", "config", "plugins", "progress", "cpus", "folders", "runs", "ray_cluster", "rooms"}
+    ground = {
+        "records",
+        "errors",
+        "config",
+        "plugins",
+        "progress",
+        "cpus",
+        "folders",
+        "runs",
+        "ray_cluster",
+        "rooms",
+        "yaml_files",
+    }
     assert modules == ground | {"learner", "__init__", "__main__"}
 
 

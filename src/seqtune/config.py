@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -11,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from seqtune import plugins
 from seqtune.errors import ConfigError, did_you_mean
+from seqtune.yaml_files import read_yaml, read_yaml_mapping
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+Layout = Literal["auto", "pairs", "messages", "alpaca"]
 SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
@@ -54,6 +55,11 @@ class DataConfig(Section):
     test_path: str | None = Field(default=None, description="a file of its own for the final evaluation")
     input: str = Field(default="input", description="column with the input text")
     output: str = Field(default="output", description="column with the output text")
+    layout: Layout = Field(
+        default="auto",
+        description="pairs: columns `input` and `output`; messages: a column `messages` with conversations, lists of {role, "
+        "content}; alpaca: columns instruction, input (may be empty) and output; auto: recognised by the table's columns",
+    )
     id: str | None = Field(default=None, description="column with row names; default: line numbers")
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
         default=None, description="default: comma for .csv, tab for .tsv"
@@ -72,10 +78,28 @@ class DataConfig(Section):
 class FormatConfig(Section):
     """How a row becomes the text a model reads and the text it writes."""
 
-    template: str = Field(default="plain", description="preset `plain` or `paper`, or text with {input} and other columns")
+    template: str = Field(
+        default="plain",
+        description="preset `plain` or `paper`, text with {input} and other columns, or `chat`: the model's own chat template",
+    )
+    system: str | None = Field(
+        default=None, description="chat: text of the system turn, for rows that bring none; default: what the template does"
+    )
     target: str = Field(default="{output}", description="target text with {output} and other columns")
     separator: str = Field(default="\n", description="between instruction and answer")
     inversion: Share = Field(default=0.0, description="share of training rows in which the model writes the instruction")
+
+    @model_validator(mode="after")
+    def _chat_or_text(self) -> FormatConfig:
+        if self.template != "chat" and self.system is not None:
+            raise ValueError(f"format.system belongs to format.template 'chat', not to {self.template!r}")
+        if self.system is not None and not self.system.strip():
+            raise ValueError("format.system is blank; leave it out, or write what the model should be told first")
+        if self.template == "chat" and self.inversion:
+            raise ValueError("format.inversion needs a text template: who asks and who answers cannot be swapped in a chat")
+        if self.template == "chat" and self.separator != "\n":
+            raise ValueError("format.separator belongs to text templates: a chat template says what stands between turns")
+        return self
 
 
 class ModelConfig(Section):
@@ -268,43 +292,9 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not sign or not key.strip():
         raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
     try:
-        return key.strip().split("."), _read_yaml(value)
+        return key.strip().split("."), read_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `2e-5` is a number, as in YAML 1.2; PyYAML follows YAML 1.1 and reads it as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
-    list("-+0123456789."),
-)
-
-
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-
-
-def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Read a YAML file that must hold a mapping.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or holds something else.
-    """
-    try:
-        content = _read_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{what} {str(path)!r} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{what} {str(path)!r} cannot be read as YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{what} {str(path)!r} holds a {type(content).__name__}; it must be a mapping of keys")
-    return content
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -344,7 +334,7 @@ def _with_task(content: dict[str, Any], name: str) -> dict[str, Any]:
     else:
         pack = plugins.find("tasks", name)
         task = {"input": pack.input, "output": pack.output, "template": pack.template, "plugin": name}
-    columns = {key: task[key] for key in ("input", "output") if key in task}
+    columns = {key: task[key] for key in ("input", "output", "layout") if key in task}
     formatting = {key: task[key] for key in FormatConfig.model_fields if key in task}
     merged["data"] = columns | (content.get("data") or {})
     merged["format"] = formatting | (content.get("format") or {})

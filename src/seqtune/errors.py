@@ -4,6 +4,7 @@
     ├── ConfigError         a setting is unknown, out of range or contradicts another one
     ├── DataError           a table cannot be read or holds too little that can be used
     │   └── SupervisionError    it is in doubt which tokens of a row carry loss
+    │       └── TooLongError    a row takes more tokens than the model reads
     ├── ModelError          a model or tokenizer cannot be loaded or does not fit the task
     │   └── VocabularyError     a tokenizer cannot be trimmed
     ├── RunError            a folder that is to be written or read is missing, incomplete, damaged or in use for something else
@@ -32,6 +33,10 @@ class DataError(SeqtuneError):
 
 class SupervisionError(DataError):
     """It is in doubt which tokens of a row carry loss, so the row is not trained on."""
+
+
+class TooLongError(SupervisionError):
+    """A row takes more tokens than the model reads."""
 
 
 class ModelError(SeqtuneError):

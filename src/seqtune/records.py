@@ -28,6 +28,14 @@ def lone_surrogate(text: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said in a conversation, and by whom: "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One row of a table.
 
@@ -38,6 +46,7 @@ class Example:
         fields: all columns of the row, for templates and grouped splits.
         file: where the row came from.
         line: line in that file on which the row ends, 1-based (row number for Parquet).
+        context: turns before the input, if the row is a conversation; the model reads them and carries no loss on them.
     """
 
     id: str
@@ -46,11 +55,17 @@ class Example:
     fields: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
     line: int = 0
+    context: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         # answers have no outer blanks (`Template.answer`), so no answer would ever equal an output with some
         if self.output is not None:
             object.__setattr__(self, "output", self.output.strip())
+
+    @property
+    def question(self) -> tuple[tuple[Turn, ...], str]:
+        """All that the answer depends on; equal for rows that ask the same."""
+        return self.context, self.input
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +79,17 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text a model reads (`source`) and the text it learns to write (`target`)."""
+    """The text a model reads (`source`) and the text it learns to write (`target`); in a chat after the turns of `context`."""
 
     source: str
     target: str | None
     inverted: bool = False
+    context: tuple[Turn, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, in order."""
+        return [*(turn.content for turn in self.context), self.source, self.target or ""]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +196,7 @@ class Prediction:
             `not_checked`, `abstained`; or a task's own word for an odd input.
         details: what a task's inspection, verifier and metrics found out, such as a structure read back from a name.
         fields: the row's other columns that the template needs, so that the same question can be asked again.
+        context: the turns before the input, likewise.
     """
 
     id: str
@@ -186,11 +208,12 @@ class Prediction:
     status: str
     details: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, str] = field(default_factory=dict)
+    context: tuple[Turn, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: the keys of the run-folder contract, in order; what does not apply is left out."""
         record = asdict(self)
-        for optional in ("details", "fields"):
+        for optional in ("details", "fields", "context"):
             if not record[optional]:
                 del record[optional]
         for hypothesis in record["hypotheses"]:

@@ -118,7 +118,7 @@ def test_beam_scores_equal_transformers(family_folder):
     prediction = predictor.predict([Example("1", "CCO", None)])[0]
 
     reference = AutoModelForCausalLM.from_pretrained(family_folder).eval()
-    prompt = predictor.encoder.encode_sources(["Name the molecule CCO\n"])[0]
+    prompt = predictor.encoder.encode_sources([Prompt("Name the molecule CCO\n", None)])[0]
     assert isinstance(prompt, np.ndarray)
     settings = GenerationConfig(
         num_beams=4, num_return_sequences=3, length_penalty=0.0, max_new_tokens=12, do_sample=False,

@@ -27,7 +27,7 @@ def test_loss_is_on_target_and_end_alone(family, source, target):
     if isinstance(row, SupervisionError):  # only a target that the tokenizer cannot give back may be refused
         assert "does not survive" in str(row)
         return
-    prompt = encoder.encode_sources([source + "\n"])[0]
+    prompt = encoder.encode_sources([Prompt(source + "\n", None)])[0]
     assert isinstance(prompt, np.ndarray)
     assert row.input_ids[: row.loss_start].tolist() == prompt.tolist()
     assert row.input_ids[-1] == encoder.end

@@ -79,6 +79,8 @@ def _show(result: dict[str, Any]) -> None:
         out.print(f"[bold]example {number}[/bold] ([bold green]carries loss[/bold green], read only)")
         out.print(text.append("»" if plain and inside else ""))
     data, statistics = result["data"], result["statistics"]
+    for note in result["notes"]:
+        out.print(note, markup=False)
     table = Table(title="lengths of training rows, in tokens", title_justify="left")
     for heading in ("", "min", "median", "p95", "max"):
         table.add_column(heading, justify="right")

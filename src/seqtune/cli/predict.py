@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -117,7 +118,8 @@ def _write(answers: Iterable[Prediction], out: Path) -> None:
 
 def _from_table(predictor: Predictor, file: str, column: str | None, data: DataConfig) -> Iterator[Prediction]:
     from seqtune import plugins
-    from seqtune.data.sources import read_examples
+    from seqtune.data.layouts import SAID, layout_of
+    from seqtune.data.sources import open_table, read_examples
     from seqtune.decoding.predictor import predict_with_progress
     from seqtune.errors import DataError
 
@@ -128,8 +130,11 @@ def _from_table(predictor: Predictor, file: str, column: str | None, data: DataC
             raise DataError(f"{file!r} does not exist")
         yield from predict_with_progress(predictor, list(plugins.load(reader)(Path(file))), "predict")
         return
-    columns = {"input": column or predictor.task.input, "output": predictor.task.output}
-    examples, rejected = read_examples(file, data.model_copy(update=columns), need_output=False)
+    task = dataclasses.replace(predictor.task, input=column) if column else predictor.task
+    settings = task.reading(data)
+    if said := SAID.get(layout_of(open_table(file, settings).columns, settings)):
+        print(said, file=sys.stderr)
+    examples, rejected = read_examples(file, settings, need_output=False)
     predictor.template.check_columns(list(examples[0].fields), with_target=False)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)

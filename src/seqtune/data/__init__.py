@@ -10,6 +10,7 @@ from seqtune.rooms import hands_on
 __all__, __getattr__ = hands_on(
     __name__,
     {
+        "layouts": "layout_of pair_of",
         "sources": "check_rejected_share open_table read_examples",
         "splits": "leakage split_examples subset",
         "templates": "PRESETS Template",

@@ -23,8 +23,9 @@ import zstandard
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from seqtune.config import DataConfig
+from seqtune.data.layouts import layout_of, needed_columns, pair_of, text_fault
 from seqtune.errors import DataError, did_you_mean
-from seqtune.records import Example, Rejected, lone_surrogate
+from seqtune.records import Example, Rejected
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -226,7 +227,13 @@ def _parquet_rows(table: Table) -> Iterator[dict[str, str]]:
     with _reading_parquet(table):
         frame = polars.read_parquet(_parquet(table))
     for record in frame.iter_rows(named=True):
-        yield {key: "" if value is None else str(value) for key, value in record.items()}
+        yield {key: _cell(value) for key, value in record.items()}
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    return "" if value is None else str(value)
 
 
 def _delimited_rows(table: Table, config: DataConfig) -> Iterator[tuple[int, dict[str, str] | str]]:
@@ -276,49 +283,41 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
         DataError: the file cannot be read, a column is missing, or no row is usable.
     """
     table = open_table(name, config)
-    _need_column(table, config.input, "data.input")
-    if need_output:
-        _need_column(table, config.output, "data.output")
+    layout = layout_of(table.columns, config)
+    for column, setting in needed_columns(layout, config, need_output=need_output):
+        _need_column(table, column, setting)
     for setting, column in (("data.id", config.id), ("data.split.key", config.split.key)):
         if column and need_output:
             _need_column(table, column, setting)
     examples: list[Example] = []
     rejected: list[Rejected] = []
     for line, row in _rows(table, config):
-        reason = row if isinstance(row, str) else _reason_to_reject(row, config, need_output)
-        if reason:
-            rejected.append(Rejected(name, line, reason))
+        pair = (
+            row
+            if isinstance(row, str)
+            else _unreadable_cell(row, config) or pair_of(row, layout, config, need_output=need_output)
+        )
+        if isinstance(pair, str):
+            rejected.append(Rejected(name, line, pair))
             continue
         assert isinstance(row, dict)
         identity = row.get(config.id, "") if config.id else ""
-        examples.append(Example(identity or str(line), row[config.input], row.get(config.output), row, name, line))
+        examples.append(Example(identity or str(line), pair.input, pair.output, row, name, line, pair.context))
     if not examples:
         first = f"; first: line {rejected[0].line}: {rejected[0].reason}" if rejected else ""
         raise DataError(f"{name!r} holds no usable row ({len(rejected)} rejected{first})")
     return examples, rejected
 
 
-def _reason_to_reject(row: dict[str, str], config: DataConfig, need_output: bool) -> str | None:
-    needed = [config.input, config.output] if need_output else [config.input]
-    for column in needed:
-        cell = row.get(column)
-        if cell is None:
-            return f"column {column!r} is missing"
-        if not cell.strip():
-            return f"column {column!r} is empty"
+def _unreadable_cell(row: dict[str, str], config: DataConfig) -> str | None:
     for column, cell in row.items():
         if len(cell) > config.max_cell_characters:
             return (
                 f"column {column!r} has {len(cell):,} characters, more than data.max_cell_characters "
                 f"= {config.max_cell_characters:,} (an unclosed quote?)"
             )
-        if "\0" in cell:
-            return f"column {column!r} holds a NUL byte"
-        lone = lone_surrogate(cell)
-        if lone and "U+DC80" <= lone <= "U+DCFF":
-            return f"column {column!r} is not valid UTF-8 (byte 0x{lone[-2:].lower()})"
-        if lone:
-            return f"column {column!r} holds {lone} alone, half of a surrogate pair, which is no character"
+        if fault := text_fault(cell):
+            return f"column {column!r} {fault}"
     return None
 
 

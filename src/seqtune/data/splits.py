@@ -118,10 +118,10 @@ def leakage(splits: dict[str, list[Example]], key: str | None = None) -> dict[st
         1
     """
     views: dict[str, Callable[[Example], object]] = {
-        "same_input": lambda e: e.input,
-        "same_normalized_input": lambda e: " ".join(e.input.split()).casefold(),
+        "same_input": lambda e: e.question,
+        "same_normalized_input": lambda e: (e.context, " ".join(e.input.split()).casefold()),
         "same_output": lambda e: e.output,
-        "same_pair": lambda e: (e.input, e.output),
+        "same_pair": lambda e: (e.question, e.output),
     }
     if key:
         views["same_key"] = lambda e: e.fields[key]

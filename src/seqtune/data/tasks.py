@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from seqtune import plugins, runs
-from seqtune.config import Config, DataConfig, FormatConfig, read_yaml_mapping, validate
+from seqtune.config import Config, DataConfig, FormatConfig, Layout, validate
 from seqtune.data.templates import Template
+from seqtune.yaml_files import read_yaml_mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Task:
         separator: text between instruction and answer.
         max_new_tokens: decoding limit learnt from the training targets, `None` before training.
         plugin: the pack's task that brings metrics, verifier and inspection; `None` for a plain text task.
+        system: text of the system turn of a chat.
+        layout: how tables hold the pairs (`seqtune.data.layouts`).
     """
 
     input: str
@@ -33,12 +36,18 @@ class Task:
     separator: str
     max_new_tokens: int | None = None
     plugin: str | None = None
+    system: str | None = None
+    layout: Layout = "auto"
 
     @classmethod
     def from_config(cls, config: Config) -> Task:
         """The task that a configuration spells out."""
-        form = config.format
-        return cls(config.data.input, config.data.output, form.template, form.target, form.separator, plugin=config.task)
+        return cls._of(config.data, config.format, plugin=config.task)
+
+    @classmethod
+    def _of(cls, data: DataConfig, form: FormatConfig, max_new_tokens: int | None = None, plugin: str | None = None) -> Task:
+        words = (form.template, form.target, form.separator)
+        return cls(data.input, data.output, *words, max_new_tokens, plugin, form.system, data.layout)
 
     @classmethod
     def load(cls, path: Path) -> Task:
@@ -50,10 +59,8 @@ class Task:
         content = read_yaml_mapping(path, "task")
         limit = content.pop("max_new_tokens", None)
         plugin = content.pop("plugin", None)
-        columns = {key: content.pop(key) for key in ("input", "output") if key in content}
-        data = validate(DataConfig, columns)
-        form = validate(FormatConfig, content)
-        return cls(data.input, data.output, form.template, form.target, form.separator, limit, plugin)
+        columns = {key: content.pop(key) for key in ("input", "output", "layout") if key in content}
+        return cls._of(validate(DataConfig, columns), validate(FormatConfig, content), limit, plugin)
 
     def save(self, path: Path) -> None:
         """Write `task.yaml`, which `load` and the config key `task` read back."""
@@ -72,5 +79,13 @@ class Task:
     def rendering(self) -> Template:
         """The parsed template."""
         return Template.from_config(
-            FormatConfig(template=self.template, target=self.target, separator=self.separator, inversion=0.0)
+            FormatConfig(template=self.template, target=self.target, separator=self.separator, system=self.system)
         )
+
+    def reading(self, settings: DataConfig) -> DataConfig:
+        """How a table for this task is read: its columns, and the other settings as they are.
+
+        A template that names {instruction} puts Alpaca's columns together itself.
+        """
+        layout = "pairs" if self.layout == "auto" and "instruction" in self.rendering.source_columns else self.layout
+        return settings.model_copy(update={"input": self.input, "output": self.output, "layout": layout})

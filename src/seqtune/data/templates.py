@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from seqtune.config import FormatConfig
 from seqtune.data.splits import hash_order
-from seqtune.errors import ConfigError, did_you_mean
-from seqtune.records import Example, Prompt
+from seqtune.errors import ConfigError, DataError, did_you_mean
+from seqtune.records import Example, Prompt, Turn
 
 # `paper`: arXiv 2402.05616, the instruction for its SMILES -> IUPAC task.
 PRESETS = {
     "plain": "{input}",
+    "chat": "{input}",  # the user's turn; the rest is the tokenizer's own chat template
     "paper": "Translate the following SMILES string into an IUPAC name: {input}",
 }
 
@@ -23,15 +24,22 @@ PRESETS = {
 class Template:
     """Instruction and target text with columns in braces.
 
+    Attributes:
+        instruction: what the model reads; in a chat the user's turn.
+        target: what it writes.
+        separator: text between them.
+        opening: a chat's first turns, before those of a row: a system turn or nothing; `None` if this is no chat.
+
     Example:
         >>> template = Template("Name {input}:", "{output}", " ")
         >>> template.render(Example("1", "CCO", "ethanol"))
-        Prompt(source='Name CCO: ', target='ethanol', inverted=False)
+        Prompt(source='Name CCO: ', target='ethanol', inverted=False, context=())
     """
 
     instruction: str
     target: str
     separator: str
+    opening: tuple[Turn, ...] | None = None
 
     @classmethod
     def from_config(cls, config: FormatConfig) -> Template:
@@ -51,7 +59,15 @@ class Template:
             raise ConfigError("format.template must not contain {output}: the model would read its answer")
         if _names(config.target, "format.target").count("output") != 1:
             raise ConfigError(f"format.target = {config.target!r}: it must contain {{output}} once")
-        return cls(instruction, config.target, config.separator)
+        if config.template != "chat":
+            return cls(instruction, config.target, config.separator)
+        opening = () if config.system is None else (Turn("system", config.system),)
+        return cls(instruction, config.target, "", opening)
+
+    @property
+    def roles(self) -> tuple[str, ...] | None:
+        """The roles of a conversation before its first answer; `None` if this is no chat."""
+        return None if self.opening is None else (*(turn.role for turn in self.opening), "user")
 
     @property
     def source_columns(self) -> set[str]:
@@ -83,6 +99,9 @@ class Template:
         """Fill in a row; without an output there is no target.
 
         With `inverted` the model reads the target and writes the instruction (format inversion, arXiv 2402.05616).
+
+        Raises:
+            DataError: the row is a conversation of several turns, and this is no chat.
         """
         columns = dict(example.fields) | {"input": example.input, "output": example.output or ""}
         instruction = self.instruction.format_map(columns)
@@ -90,7 +109,19 @@ class Template:
         if inverted:
             assert target is not None, "only rows with an output can be inverted"
             return Prompt(target + self.separator, instruction, inverted=True)
-        return Prompt(instruction + self.separator, target)
+        return Prompt(instruction + self.separator, target, context=self._context(example))
+
+    def _context(self, example: Example) -> tuple[Turn, ...]:
+        """The turns before the question; a conversation's own system turn stands in for the task's."""
+        if self.opening is None:
+            if example.context:
+                raise DataError(
+                    f"{example.file}, line {example.line}: the conversation has turns before its last question, which only "
+                    "a chat template can show: --set format.template=chat"
+                )
+            return ()
+        own = bool(example.context) and example.context[0].role == "system"
+        return example.context if own else self.opening + example.context
 
     def answer(self, text: str, example: Example) -> str:
         """The part of a text written by the model that stands for {output}, without outer blanks.

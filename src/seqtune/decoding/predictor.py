@@ -16,7 +16,7 @@ from seqtune.data.tasks import Task
 from seqtune.decoding import verification
 from seqtune.decoding.engines import READS_FOLDER, make_engine
 from seqtune.decoding.engines.weights import dtype_of
-from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError
+from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError, TooLongError
 from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_trained
 from seqtune.models.location import holds_adapter, local_folder
@@ -58,8 +58,9 @@ class Predictor:
         self.decode = decode
         self.max_length = loading.max_length(model.config, ModelConfig())
         virtual = num_virtual_tokens(model)
-        self.encoder = Encoder(tokenizer, self.max_length, model.config.vocab_size, num_virtual=virtual)
         self.template = task.rendering
+        size, roles = model.config.vocab_size, self.template.roles
+        self.encoder = Encoder(tokenizer, self.max_length, size, num_virtual=virtual, roles=roles)
         self.verifier, self.inspect = verification.make_verifier(task, decode), _inspector(task)
         searched = decode.model_copy(update={"num_return": decode.num_beams}) if decode.verify else decode
         self.engine = make_engine(model.eval(), self.encoder.end, searched, folder, adapter_method)
@@ -146,10 +147,10 @@ class Predictor:
                 found[index] = self._unanswered(example, "empty")
             elif inspected[index].refused:
                 found[index] = self._unanswered(example, inspected[index].status)
-            elif ids is None:
-                found[index] = self._unanswered(example, "invalid_text")
-            elif isinstance(ids, SupervisionError):
+            elif isinstance(ids, TooLongError):
                 found[index] = self._unanswered(example, "too_long")
+            elif ids is None or isinstance(ids, SupervisionError):
+                found[index] = self._unanswered(example, "invalid_text")
             else:
                 sources[index] = ids
         order = list(sources)
@@ -177,14 +178,14 @@ class Predictor:
 
     def _encode(self, examples: Sequence[Example], texts: Sequence[str]) -> list[np.ndarray | SupervisionError | None]:
         """Token ids of each prompt; `None` for one that holds half a character, which no UTF-8 text can."""
-        sources = []
+        prompts = []
         for example, text in zip(examples, texts, strict=True):
             fields = {**example.fields, self.task.input: text}
-            sources.append(self.template.render(dataclasses.replace(example, output=None, input=text, fields=fields)).source)
-        readable = [i for i, source in enumerate(sources) if not lone_surrogate(source)]
-        encoded: list[np.ndarray | SupervisionError | None] = [None] * len(sources)
+            prompts.append(self.template.render(dataclasses.replace(example, output=None, input=text, fields=fields)))
+        readable = [i for i, prompt in enumerate(prompts) if not any(map(lone_surrogate, prompt.texts))]
+        encoded: list[np.ndarray | SupervisionError | None] = [None] * len(prompts)
         if readable:
-            for i, ids in zip(readable, self.encoder.encode_sources([sources[i] for i in readable]), strict=True):
+            for i, ids in zip(readable, self.encoder.encode_sources([prompts[i] for i in readable]), strict=True):
                 encoded[i] = ids
         return encoded
 
@@ -199,10 +200,12 @@ class Predictor:
         status = (oddity or "ok") if best.finished else "unfinished"
         details = {"input_status": oddity} if oddity else {}
         asked = (example.id, example.input, example.output)
-        return Prediction(*asked, best.text, best.score, hypotheses, status, details, self._columns(example))
+        kept = (self._columns(example), example.context)
+        return Prediction(*asked, best.text, best.score, hypotheses, status, details, *kept)
 
     def _unanswered(self, example: Example, status: str) -> Prediction:
-        return Prediction(example.id, example.input, example.output, "", 0.0, (), status, fields=self._columns(example))
+        asked, kept = (example.id, example.input, example.output), (self._columns(example), example.context)
+        return Prediction(*asked, "", 0.0, (), status, {}, *kept)
 
     def _columns(self, example: Example) -> dict[str, str]:
         """The other columns that the template needs, kept so that the same question can be asked again."""

@@ -128,9 +128,8 @@ def max_length(model_config: Any, config: ModelConfig) -> int:
     return config.max_length or limit or UNLIMITED_LENGTH
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a standard Hugging Face folder: safetensors, tokenizer, config, plain greedy generation config."""
-    end = tokenizer.eos_token_id
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, end: int) -> None:
+    """Write a standard Hugging Face folder: safetensors, tokenizer, config, greedy generation config with this end token."""
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
     transformers.logging.disable_progress_bar()

@@ -11,7 +11,7 @@ import numpy as np
 
 from seqtune import plugins
 from seqtune.errors import SupervisionError
-from seqtune.records import Encoded, Example
+from seqtune.records import Encoded, Example, Turn
 from seqtune.tokens.encode import Encoder
 from seqtune.tokens.preparation import Prepared
 
@@ -66,7 +66,7 @@ def _unanswerable(prepared: Prepared) -> list[Finding]:
     template = prepared.task.rendering
     for side in ("validation", "test"):
         rows = prepared.examples[side]
-        encoded = prepared.encoder.encode_sources([template.render(e).source for e in rows]) if rows else []
+        encoded = prepared.encoder.encode_sources([template.render(e) for e in rows]) if rows else []
         bad = [(e, ids) for e, ids in zip(rows, encoded, strict=True) if isinstance(ids, SupervisionError)]
         if bad:
             first, reason = bad[0]
@@ -76,22 +76,22 @@ def _unanswerable(prepared: Prepared) -> list[Finding]:
 
 
 def _duplicates(train: Sequence[Example]) -> list[Finding]:
-    counts = Counter((e.input, e.output) for e in train)
+    counts = Counter((e.question, e.output) for e in train)
     extra = sum(n - 1 for n in counts.values())
     if not extra:
         return []
-    (text, _), times = counts.most_common(1)[0]
+    ((_, text), _), times = counts.most_common(1)[0]
     return [Finding("note", f"{extra} training rows repeat another row; {text[:60]!r} stands {times} times")]
 
 
 def _conflicts(train: Sequence[Example]) -> list[Finding]:
-    outputs: defaultdict[str, dict[str | None, int]] = defaultdict(dict)
+    outputs: defaultdict[tuple[tuple[Turn, ...], str], dict[str | None, int]] = defaultdict(dict)
     for example in train:
-        outputs[example.input].setdefault(example.output, example.line)
-    several = {text: found for text, found in outputs.items() if len(found) > 1}
+        outputs[example.question].setdefault(example.output, example.line)
+    several = {question: found for question, found in outputs.items() if len(found) > 1}
     if not several:
         return []
-    text, found = next(iter(several.items()))
+    (_, text), found = next(iter(several.items()))
     lines = ", ".join(str(n) for n in list(found.values())[:5])
     return [
         Finding(
@@ -162,7 +162,7 @@ def statistics(prepared: Prepared) -> dict[str, Any]:
     encoded = prepared.encoded
     lengths = np.array([len(e.input_ids) for e in encoded])
     targets = np.array([e.num_loss_tokens for e in encoded])
-    texts = [p.source + (p.target or "") for p in prepared.prompts]
+    texts = ["".join(p.texts) for p in prepared.prompts]
     words = sum(len(t.split()) for t in texts)
     unknown = prepared.encoder.tokenizer.unk_token_id
     return {
@@ -218,6 +218,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
         shown.append([{"token": text, "loss": loss} for text, loss in tokens(row, prepared.encoder)])
     return {
         "data": prepared.report(),
+        "notes": prepared.notes,
         "statistics": statistics(prepared),
         "findings": [{"level": f.level, "text": f.text} for f in findings(prepared)],
         "neighbours": neighbours(prepared),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,10 +85,10 @@ def _read(questions: Questions, task: Task) -> tuple[list[Example], list[Rejecte
     rejected: list[Rejected] = []
     if Path(questions.data).is_dir() or Path(questions.data).name == runs.PREDICTIONS:
         stored = read_predictions(questions.data)
-        examples = [Example(p.id, p.input, p.reference, {**p.fields, task.input: p.input}) for p in stored]
+        examples = [Example(p.id, p.input, p.reference, {**p.fields, task.input: p.input}, context=p.context) for p in stored]
     else:
         columns = {"input": questions.input or task.input, "output": questions.output or task.output}
-        settings = settings.model_copy(update=columns)
+        settings = dataclasses.replace(task, **columns).reading(settings)
         examples, rejected = read_examples(questions.data, settings)
         if rejected:
             check_rejected_share(len(rejected), len(examples) + len(rejected), settings.max_rejected, rejected[0])

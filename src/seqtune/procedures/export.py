@@ -19,6 +19,7 @@ from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
 from seqtune.records import Example
 from seqtune.runs import is_complete, read_kept_tokens
 from seqtune.scoring.evaluate import read_predictions
+from seqtune.tokens.encode import Encoder
 
 
 def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verified: int = 0) -> dict[str, Any]:
@@ -41,14 +42,16 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{str(folder)!r} exists and is not empty; choose another --out")
     config = load_config(run / "config.yaml")
-    source = ModelConfig(name=str(run))
+    source, task = ModelConfig(name=str(run)), Task.load(run / "task.yaml")
     model, tokenizer = load_merged(source, config.train.seed), loading.load_tokenizer(source)
     kept = read_kept_tokens(run)
     if full_vocabulary and kept is not None:
         model, tokenizer = _whole(config, model, tokenizer, np.array(kept))
-    save_model(model, tokenizer, folder)
-    facts = {"num_tokens": int(model.config.get_text_config().vocab_size)}
-    return facts | (_replay(config, run, folder, num_verified) if num_verified else {})
+    size = int(model.config.get_text_config().vocab_size)
+    end = Encoder(tokenizer, loading.max_length(model.config, source), size, roles=task.rendering.roles).end
+    save_model(model, tokenizer, folder, end)
+    facts = {"num_tokens": size}
+    return facts | (_replay(config, task, run, folder, num_verified) if num_verified else {})
 
 
 def _whole(
@@ -63,12 +66,14 @@ def _whole(
     return base, tokenizer
 
 
-def _replay(config: Config, run: Path, folder: Path, count: int) -> dict[str, int]:
+def _replay(config: Config, task: Task, run: Path, folder: Path, count: int) -> dict[str, int]:
     stored = run / "predictions.jsonl"
     if not stored.exists():
         raise RunError(f"{str(run)!r} holds no predictions to verify with; its split had no test rows")
     before = read_predictions(str(stored))[:count]
-    predictor = Predictor.of_model(str(folder), Task.load(run / "task.yaml"), config.decode)
-    after = predict_with_progress(predictor, [Example(p.id, p.input, None, p.fields) for p in before], "verify")
+    predictor = Predictor.of_model(str(folder), task, config.decode)
+    after = predict_with_progress(
+        predictor, [Example(p.id, p.input, None, p.fields, context=p.context) for p in before], "verify"
+    )
     different = sum(a.prediction != b.prediction for a, b in zip(after, before, strict=True))
     return {"num_verified": len(before), "num_different": different}

@@ -164,7 +164,7 @@ def _finish(
     folder = run_folder(config)
     tokenizer = prepared.encoder.tokenizer
     if adapter is None:
-        loading.save_model(trainer.model, tokenizer, folder / "model")
+        loading.save_model(trainer.model, tokenizer, folder / "model", prepared.encoder.end)
     else:
         adapter.save(folder / "model")
         trainer.model.config.save_pretrained(folder / "model")

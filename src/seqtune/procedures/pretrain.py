@@ -162,7 +162,8 @@ def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainCon
     if outcome.reason == "interrupted":
         raise RunError(f"interrupted at step {outcome.state.step}; the same command with --resume goes on")
     nn.Module.to(model, "cpu", torch.bfloat16)
-    save_model(model, tokenizer, folder)
+    end: Any = tokenizer.eos_token_id
+    save_model(model, tokenizer, folder, end)
     facts = {
         "shape": asdict(shape),
         "num_parameters": sum(p.numel() for p in model.parameters()),

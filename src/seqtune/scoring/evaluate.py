@@ -15,7 +15,7 @@ from seqtune import plugins
 from seqtune.data.tasks import Task
 from seqtune.errors import DataError
 from seqtune.plugins import TaskMetrics
-from seqtune.records import Example, Hypothesis, Prediction, lone_surrogate
+from seqtune.records import Example, Hypothesis, Prediction, Turn, lone_surrogate
 from seqtune.scoring.metrics import METRICS
 from seqtune.scoring.significance import defined, paired_randomization, score
 from seqtune.scoring.task_scores import task_scores, verification_scores
@@ -70,13 +70,14 @@ def _prediction(line: str, number: int, path: str) -> Prediction:
     try:
         hypotheses = tuple(Hypothesis(**h) for h in record.get("hypotheses", []))
         details, fields = ({str(k): str(v) for k, v in record.get(name, {}).items()} for name in ("details", "fields"))
+        context = tuple(Turn(**turn) for turn in record.get("context", []))
     except (TypeError, AttributeError) as error:
         raise DataError(
-            f"{path!r}, line {number}: 'hypotheses', 'details' or 'fields' is not as seqtune writes it ({error})"
+            f"{path!r}, line {number}: 'hypotheses', 'details', 'fields' or 'context' is not as seqtune writes it ({error})"
         ) from None
     return Prediction(
         identity, text, record["reference"], record["prediction"], float(record.get("score") or 0.0), hypotheses,
-        str(record.get("status", "ok")), details, fields,
+        str(record.get("status", "ok")), details, fields, context,
     )  # fmt: skip
 
 

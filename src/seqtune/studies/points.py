@@ -24,12 +24,12 @@ from seqtune.config import (
     TrainConfig,
     leaves,
     load_config,
-    read_yaml_mapping,
     validate,
     weight_settings,
 )
 from seqtune.errors import ConfigError, did_you_mean
 from seqtune.studies.naming import digest, ingredients
+from seqtune.yaml_files import read_yaml_mapping
 
 SEARCH = "search.json"  # what a search has found, in the folder of its study
 BUDGETS = {

@@ -9,6 +9,7 @@ from seqtune.rooms import hands_on
 __all__, __getattr__ = hands_on(
     __name__,
     {
+        "chat": "ChatTemplate",
         "encode": "Encoder make_encoder",
         "token_table": "TokenTable encode_table",
         "batching": "StepPlan collate plan_epoch",

@@ -2,6 +2,7 @@
 
 Source and target are tokenised apart, so no token can straddle the boundary, and the prompt that is
 decoded from at prediction time is token for token the one that was trained on. Anything in doubt raises.
+In a chat, `seqtune.tokens.chat` tokenises both, and the prompt is that of the training rows there too.
 
 A worked row with a byte-level tokenizer, `loss_on="target"`:
 
@@ -16,24 +17,30 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from seqtune.config import SOFT_PROMPTS, Config
-from seqtune.errors import ModelError, SupervisionError
+from seqtune.data.templates import Template
+from seqtune.errors import ModelError, SupervisionError, TooLongError
 from seqtune.models import loading
 from seqtune.models.vocabulary import Vocabulary
 from seqtune.records import Encoded, Prompt
+from seqtune.tokens.chat import ChatTemplate, make_markers_special
 
 
 class Encoder:
     """Encodes prompts for one model.
 
     Args:
-        tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
+        tokenizer: a Hugging Face tokenizer with an end-of-sequence token, or with a chat template for chats.
         max_length: token limit of source + target + end.
         vocab_size: number of rows of the model's embedding.
         loss_on: "target" or "all".
         num_virtual: tokens of a soft prompt, numbered after the vocabulary, that stand before every source.
+        roles: for chats, `Template.roles`: those of the shortest conversation, up to its first answer.
+
+    Attributes:
+        end: the token that ends a target: the end-of-sequence token, or what the chat template puts after an answer.
 
     Raises:
-        ModelError: the tokenizer has no end-of-sequence token, or knows more ids than the model.
+        ModelError: the tokenizer has no end token, knows more ids than the model, or its chat template cannot be used.
     """
 
     def __init__(
@@ -43,8 +50,10 @@ class Encoder:
         vocab_size: int,
         loss_on: str = "target",
         num_virtual: int = 0,
+        roles: tuple[str, ...] | None = None,
     ):
-        end: Any = tokenizer.eos_token_id
+        self.chat = None if roles is None else ChatTemplate(tokenizer, roles)
+        end: Any = self.chat.end if self.chat else tokenizer.eos_token_id
         if end is None:
             raise ModelError("the tokenizer has no end-of-sequence token, so a model could never learn to stop")
         if end >= vocab_size:
@@ -55,8 +64,8 @@ class Encoder:
         self.vocab_size = vocab_size
         self.loss_on = loss_on
         self.end = int(end)
-        # virtual tokens first, then what the tokenizer puts before a text
-        self.start = [*range(vocab_size, vocab_size + num_virtual), *self._start_ids()]
+        # virtual tokens first, then what the tokenizer puts before a text; a chat template brings its own start
+        self.start = [*range(vocab_size, vocab_size + num_virtual), *([] if self.chat else self._start_ids())]
         self.num_virtual = num_virtual
 
     def _start_ids(self) -> list[int]:
@@ -67,22 +76,34 @@ class Encoder:
         return list(with_special[:at])
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Encoder:
-        """The same limits in another vocabulary."""
-        return Encoder(vocabulary.tokenizer, self.max_length, vocabulary.size, self.loss_on, self.num_virtual)
+        """The same limits in another vocabulary.
+
+        Raises:
+            ModelError: pieces that were added to it swallow a marker of the chat template.
+        """
+        roles = self.chat.roles if self.chat else None
+        other = Encoder(vocabulary.tokenizer, self.max_length, vocabulary.size, self.loss_on, self.num_virtual, roles)
+        if self.chat and other.chat and self.chat.markers != other.chat.markers:
+            raise ModelError("model.adapt_vocabulary: the added pieces swallow markers of the chat template; set it to 0")
+        return other
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids without special tokens; text such as `</s>` in the data stays plain text."""
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def encode_sources(self, sources: list[str]) -> list[np.ndarray | SupervisionError]:
+    def encode_sources(self, prompts: list[Prompt]) -> list[np.ndarray | SupervisionError]:
         """Encode what a model reads when predicting, int32 arrays [T]; a source that cannot be read yields the error."""
-        return [self._source(self.start + ids, text) for ids, text in zip(self.ids(sources), sources, strict=True)]
+        sources = self.chat.sources(prompts) if self.chat else self.ids([p.source for p in prompts])
+        return [self._source(ids, p.source) for ids, p in zip(sources, prompts, strict=True)]
 
-    def _source(self, ids: list[int], text: str) -> np.ndarray | SupervisionError:
+    def _source(self, ids: list[int] | SupervisionError, text: str) -> np.ndarray | SupervisionError:
+        if isinstance(ids, SupervisionError):
+            return ids
+        ids = self.start + ids
         if not ids:
             return SupervisionError("the input is empty and the tokenizer has no start token")
         if len(ids) >= self.max_length:
-            return SupervisionError(
+            return TooLongError(
                 f"the input takes {len(ids)} tokens and leaves no room to answer: the limit is "
                 f"{self.max_length} (model.max_length): {text[:60]!r}"
             )
@@ -90,9 +111,11 @@ class Encoder:
 
     def encode(self, prompts: list[Prompt]) -> list[Encoded | SupervisionError]:
         """Encode rows for training; a row that is in doubt yields the error instead."""
-        sources = self.ids([p.source for p in prompts])
-        targets = self.ids([p.target or "" for p in prompts])
-        return [self._row(*row) for row in zip(prompts, sources, targets, strict=True)]
+        if self.chat:
+            rows: Any = self.chat.rows(prompts)
+        else:
+            rows = zip(self.ids([p.source for p in prompts]), self.ids([p.target or "" for p in prompts]), strict=True)
+        return [row if isinstance(row, SupervisionError) else self._row(p, *row) for p, row in zip(prompts, rows, strict=True)]
 
     def _row(self, prompt: Prompt, source: list[int], target: list[int]) -> Encoded | SupervisionError:
         if not prompt.target or not target:
@@ -102,7 +125,7 @@ class Encoder:
         source = self.start + source
         ids = np.array([*source, *target, self.end], dtype=np.int32)
         if len(ids) > self.max_length:
-            return SupervisionError(
+            return TooLongError(
                 f"{len(source)} source + {len(target)} target + 1 end tokens exceed the limit of "
                 f"{self.max_length} (model.max_length); the target would be cut"
             )
@@ -120,8 +143,9 @@ class Encoder:
         return Encoded(ids, loss_start)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of target ids, special tokens left out, spaces untouched."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Text of target ids, special tokens left out, spaces untouched; in a chat the answer alone."""
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self.chat.answer(text) if self.chat else text
 
 
 def make_encoder(config: Config) -> Encoder:
@@ -130,4 +154,7 @@ def make_encoder(config: Config) -> Encoder:
     tokenizer = loading.load_tokenizer(config.model)
     limit = loading.max_length(architecture, config.model)
     virtual = config.adapter.num_virtual_tokens if config.adapter.method in SOFT_PROMPTS else 0
-    return Encoder(tokenizer, limit, architecture.get_text_config().vocab_size, config.train.loss_on, virtual)
+    roles = Template.from_config(config.format).roles
+    if roles:
+        make_markers_special(tokenizer, roles)
+    return Encoder(tokenizer, limit, architecture.get_text_config().vocab_size, config.train.loss_on, virtual, roles)

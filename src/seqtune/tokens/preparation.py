@@ -14,6 +14,7 @@ from typing import Any
 
 from seqtune import plugins, runs
 from seqtune.config import Config, DataConfig, load_config
+from seqtune.data.layouts import SAID, layout_of
 from seqtune.data.sources import check_rejected_share, open_table, read_examples
 from seqtune.data.splits import leakage, split_examples, subset
 from seqtune.data.tasks import Task
@@ -108,7 +109,7 @@ def prepare(config: Config) -> Prepared:
     train = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
     rendered = _render(config, task, dealt | {"train": train})
 
-    vocabulary, notes = _with_pieces(config, Vocabulary(base.tokenizer, base.vocab_size), train)
+    vocabulary, pieces_note = _with_pieces(config, Vocabulary(base.tokenizer, base.vocab_size), train)
     encoded, errors = encode_table(base.with_vocabulary(vocabulary), rendered)
     rejected += [Rejected(train[i].file, train[i].line, reason) for i, reason in errors.items()]
     if rejected:
@@ -123,11 +124,25 @@ def prepare(config: Config) -> Prepared:
     examples = dealt | {"train": [e for i, e in enumerate(train) if i not in errors]}
     limit = int(int(encoded.num_loss_tokens.max()) * 1.25) + 8
     key = config.data.split.key if config.data.split.method == "grouped" else None
+    notes = [*_notes(config, base), *pieces_note, *note]
     return Prepared(
         task=dataclasses.replace(task, max_new_tokens=limit), vocabulary=vocabulary, encoder=base.with_vocabulary(vocabulary),
         examples=examples, prompts=prompts, encoded=encoded, rejected=rejected, left_out=left_out,
-        leakage=leakage(examples, key), fingerprint=_fingerprint(encoded, examples), num_rows=num_rows, notes=notes + note,
+        leakage=leakage(examples, key), fingerprint=_fingerprint(encoded, examples), num_rows=num_rows, notes=notes,
     )  # fmt: skip
+
+
+def _notes(config: Config, encoder: Encoder) -> list[str]:
+    """What was recognised in the table, and what a chat's answers end with."""
+    data = Task.from_config(config).reading(config.data)
+    said = SAID.get(layout_of(open_table(data.path or "", data).columns, data))
+    if encoder.chat is None:
+        return [said] if said else []
+    end = encoder.tokenizer.convert_ids_to_tokens(encoder.end)
+    notes = [*filter(None, [said]), f"chat template of the tokenizer: loss on the answer and {end}, which ends it"]
+    if "strftime_now" in str(encoder.tokenizer.chat_template):
+        notes.append("the chat template writes today's date: tomorrow's prompts differ, and --resume then finds other rows")
+    return notes
 
 
 def _render(config: Config, task: Task, dealt: dict[str, list[Example]]) -> list[Prompt]:
@@ -141,7 +156,9 @@ def _render(config: Config, task: Task, dealt: dict[str, list[Example]]) -> list
 
 def _fingerprint(encoded: TokenTable, examples: dict[str, list[Example]]) -> str:
     held_out = (e for side in ("validation", "test") for e in examples[side])
-    return runs.fingerprint([encoded.fingerprint().encode(), *(f"{e.input}\0{e.output}".encode() for e in held_out)])
+    return runs.fingerprint(
+        [encoded.fingerprint().encode(), *(f"{e.input}\0{e.output}{e.context or ''}".encode() for e in held_out)]
+    )
 
 
 def _with_pieces(config: Config, vocabulary: Vocabulary, train: Sequence[Example]) -> tuple[Vocabulary, list[str]]:
@@ -178,7 +195,7 @@ def _trimmed(
     wanted = config.model.trim_vocabulary
     if not (config.adapter.method == "full" if wanted is None else wanted):
         return vocabulary, []
-    texts = [text for p in prompts[:NUM_COMPARED] for text in (p.source, p.target or "")]
+    texts = [text for p in prompts[:NUM_COMPARED] for text in p.texts]
     try:
         trimmed = vocabulary.trimmed(encoded.used_ids().tolist(), texts)
     except VocabularyError as error:
@@ -191,7 +208,7 @@ def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Exam
 
     A group key that the task's pack knows how to compute need not be a column of the table.
     """
-    data = config.data
+    data = Task.from_config(config).reading(config.data)
     assert data.path
     split = data.split.model_copy(
         update={
@@ -246,7 +263,8 @@ def training_rows(folder: Path) -> list[Example]:
 
 def within_limits(example: Example, data: DataConfig) -> bool:
     """True if a row's texts are no longer than the length settings allow."""
-    return _within(example.input, data.max_input_characters) and _within(example.output or "", data.max_output_characters)
+    read = "".join((*(turn.content for turn in example.context), example.input))
+    return _within(read, data.max_input_characters) and _within(example.output or "", data.max_output_characters)
 
 
 def _within(text: str, limit: int | None) -> bool:

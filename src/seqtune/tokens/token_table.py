@@ -124,9 +124,11 @@ def encode_table(encoder: Encoder, prompts: Sequence[Prompt]) -> tuple[TokenTabl
 
 def _identity(encoder: Encoder, prompts: Sequence[Prompt]) -> Iterable[bytes]:
     yield f"{FORMAT} {encoder.max_length} {encoder.vocab_size} {encoder.loss_on} {encoder.start} {encoder.end}".encode()
+    if encoder.chat:
+        yield f"{encoder.tokenizer.chat_template}\0{encoder.chat.frame}".encode()
     yield encoder.tokenizer.backend_tokenizer.to_str().encode()  # type: ignore[attr-defined]
     for prompt in prompts:
-        yield f"{prompt.source}\0{prompt.target}".encode("utf-8", "surrogatepass")
+        yield f"{prompt.source}\0{prompt.target}{prompt.context or ''}".encode("utf-8", "surrogatepass")
 
 
 def _encode(encoder: Encoder, prompts: Sequence[Prompt]) -> tuple[TokenTable, dict[int, str]]:
