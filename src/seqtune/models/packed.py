@@ -94,10 +94,11 @@ def packed(model: nn.Module) -> Iterator[None]:
             model(input_ids)
     """
     modules: list[Any] = list(model.modules()) if has_room(model) else []
-    layers = [module for module in modules if is_plain(module) and can_pack(module.weight)]
+    layers: list[Any] = [module for module in modules if is_plain(module) and can_pack(module.weight)]
     try:
         for layer in layers:
-            layer.forward = pack(layer.weight.T if isinstance(layer, Conv1D) else layer.weight, layer.bias)
+            weight_OI = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+            setattr(layer, "forward", pack(weight_OI, layer.bias))  # noqa: B010 - a forward of another shape
         yield
     finally:
         for layer in layers:

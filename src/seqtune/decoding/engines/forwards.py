@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,12 +42,14 @@ class Forward(Protocol):
     """How a model is run.
 
     Attributes:
-        head: turns hidden states [N, D] into logits [N, V].
         takes_our_masks: what a token looks at can be said to it.
     """
 
-    head: Callable[[torch.Tensor], torch.Tensor]
     takes_our_masks: bool
+
+    def head(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V]."""
+        ...
 
     def read(self, ids_NT: torch.Tensor, cache: PromptPass) -> torch.Tensor:
         """Last hidden states of prompts [N, T, D]; each token sees those before it."""
@@ -64,7 +66,11 @@ class Described:
     takes_our_masks = True
 
     def __init__(self, model: Any, blocks: Blocks):
-        self.blocks, self.head, self.window = blocks, blocks.head.__call__, local_window(model.config)
+        self.blocks, self.window = blocks, local_window(model.config)
+
+    def head(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """See `Forward.head`."""
+        return self.blocks.head(hidden_ND)
 
     def read(self, ids_NT: torch.Tensor, cache: PromptPass) -> torch.Tensor:
         """See `Forward.read`."""
@@ -89,7 +95,7 @@ class Own:
 
     def __init__(self, model: Any):
         self.backbone = getattr(model, model.base_model_prefix)
-        self.head, self.window = model.get_output_embeddings(), local_window(model.config)
+        self.output, self.window = model.get_output_embeddings(), local_window(model.config)
         takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.takes_our_masks = takes_positions and (self.window is None or self.window.in_all_layers)
 
@@ -102,6 +108,10 @@ class Own:
         """See `Forward.write`."""
         mask_B1KS = seen.mask_B1KS if self.window is None else seen.within(self.window.size)
         return self._run(ids_BK, seen.place_B1.expand_as(ids_BK), mask_B1KS, cache)
+
+    def head(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """See `Forward.head`."""
+        return self.output(hidden_ND)
 
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> torch.Tensor:
         return self.backbone(
