@@ -1,4 +1,4 @@
-"""One decoder for six families: a description of their blocks, read from a transformers model, and its forward pass.
+"""One decoder for eight families: their blocks, read from a transformers model, and its forward pass.
 
 A family's own forward is some sixty small operations a layer, most of them bookkeeping. Here a layer is two norms, four
 products (with what is added to or multiplied by their results) and one attention. Weights stay the model's; what stands side by
@@ -21,77 +21,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from seqtune.models.attention import grouped
+from seqtune.models.families import FAMILIES
 from seqtune.models.packed import has_room, is_hooked
 from seqtune.models.products import Product
 from seqtune.models.soft_prompts import soft_prompt
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Where a family keeps what; names of modules, those of `layer_*` within a layer.
-
-    Attributes:
-        layers: the list of layers.
-        tokens: embedding of tokens.
-        final_norm: norm behind the last layer; a model may lack it.
-        norms: of a layer, the attention's and the feed-forward network's.
-        qkv: linear layers that make queries, keys and values; a single one makes all three.
-        out: the attention's last linear layer.
-        up: the feed-forward network's first linear layer.
-        down: its last.
-        gate: the linear layer whose activation multiplies what `up` gives.
-        places: embedding of positions.
-        first_place: row of `places` for the first token.
-        by_head: a single `qkv` gives head after head, with query, key and value in each.
-        unscaled: scores are not divided by the root of the head width.
-        activation: the setting that names the activation.
-    """
-
-    layers: str
-    tokens: str
-    final_norm: str
-    norms: tuple[str, str]
-    qkv: tuple[str, ...]
-    out: str
-    up: str
-    down: str
-    gate: str | None = None
-    places: str | None = None
-    first_place: int = 0
-    by_head: bool = False
-    unscaled: bool = False
-    activation: str = "hidden_act"
-
-
-LLAMA = Family(
-    "layers", "embed_tokens", "norm", ("input_layernorm", "post_attention_layernorm"),
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj",
-    gate="mlp.gate_proj",
-)  # fmt: skip
-FAMILIES = {
-    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA,
-    "opt": Family(
-        "layers", "decoder.embed_tokens", "final_layer_norm", ("self_attn_layer_norm", "final_layer_norm"),
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.out_proj", "fc1", "fc2",
-        places="decoder.embed_positions", first_place=2, activation="activation_function",
-    ),
-    "gpt2": Family(
-        "h", "wte", "ln_f", ("ln_1", "ln_2"), ("attn.c_attn",), "attn.c_proj", "mlp.c_fc", "mlp.c_proj", places="wpe",
-        activation="activation_function",
-    ),
-    "gpt_neo": Family(
-        "h", "wte", "ln_f", ("ln_1", "ln_2"), ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
-        "attn.attention.out_proj", "mlp.c_fc", "mlp.c_proj", places="wpe", unscaled=True, activation="activation_function",
-    ),
-    "gpt_neox": Family(
-        "layers", "embed_in", "final_layer_norm", ("input_layernorm", "post_attention_layernorm"),
-        ("attention.query_key_value",), "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", by_head=True,
-    ),
-    "bloom": Family(
-        "h", "word_embeddings", "ln_f", ("input_layernorm", "post_attention_layernorm"), ("self_attention.query_key_value",),
-        "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", by_head=True, activation="",
-    ),
-}  # fmt: skip
 # Settings that change a family's arithmetic in ways that the description does not have; a model with another value is not read.
 PLAIN = {
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
@@ -110,7 +44,7 @@ Norm = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer; see `Family` for what its parts are called."""
+    """One layer; see `seqtune.models.families` for what its parts are called."""
 
     attention_norm: Norm
     feed_forward_norm: Norm

@@ -1,0 +1,73 @@
+"""Where the families that `seqtune.models.blocks` walks through keep the parts of their layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Where a family keeps what; names of modules, those of `layer_*` within a layer.
+
+    Attributes:
+        layers: the list of layers.
+        tokens: embedding of tokens.
+        final_norm: norm behind the last layer; a model may lack it.
+        norms: of a layer, the attention's and the feed-forward network's.
+        qkv: linear layers that make queries, keys and values; a single one makes all three.
+        out: the attention's last linear layer.
+        up: the feed-forward network's first linear layer.
+        down: its last.
+        gate: the linear layer whose activation multiplies what `up` gives.
+        places: embedding of positions.
+        first_place: row of `places` for the first token.
+        by_head: a single `qkv` gives head after head, with query, key and value in each.
+        unscaled: scores are not divided by the root of the head width.
+        activation: the setting that names the activation.
+    """
+
+    layers: str
+    tokens: str
+    final_norm: str
+    norms: tuple[str, str]
+    qkv: tuple[str, ...]
+    out: str
+    up: str
+    down: str
+    gate: str | None = None
+    places: str | None = None
+    first_place: int = 0
+    by_head: bool = False
+    unscaled: bool = False
+    activation: str = "hidden_act"
+
+
+LLAMA = Family(
+    "layers", "embed_tokens", "norm", ("input_layernorm", "post_attention_layernorm"),
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj",
+    gate="mlp.gate_proj",
+)  # fmt: skip
+FAMILIES = {
+    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA,
+    "opt": Family(
+        "layers", "decoder.embed_tokens", "final_layer_norm", ("self_attn_layer_norm", "final_layer_norm"),
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.out_proj", "fc1", "fc2",
+        places="decoder.embed_positions", first_place=2, activation="activation_function",
+    ),
+    "gpt2": Family(
+        "h", "wte", "ln_f", ("ln_1", "ln_2"), ("attn.c_attn",), "attn.c_proj", "mlp.c_fc", "mlp.c_proj", places="wpe",
+        activation="activation_function",
+    ),
+    "gpt_neo": Family(
+        "h", "wte", "ln_f", ("ln_1", "ln_2"), ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+        "attn.attention.out_proj", "mlp.c_fc", "mlp.c_proj", places="wpe", unscaled=True, activation="activation_function",
+    ),
+    "gpt_neox": Family(
+        "layers", "embed_in", "final_layer_norm", ("input_layernorm", "post_attention_layernorm"),
+        ("attention.query_key_value",), "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", by_head=True,
+    ),
+    "bloom": Family(
+        "h", "word_embeddings", "ln_f", ("input_layernorm", "post_attention_layernorm"), ("self_attention.query_key_value",),
+        "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", by_head=True, activation="",
+    ),
+}  # fmt: skip
