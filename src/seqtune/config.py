@@ -88,6 +88,19 @@ class FormatConfig(Section):
     target: str = Field(default="{output}", description="target text with {output} and other columns")
     separator: str = Field(default="\n", description="between instruction and answer")
     inversion: Share = Field(default=0.0, description="share of training rows in which the model writes the instruction")
+    answers: list[str] | Literal["training"] | None = Field(
+        default=None,
+        description="the only answers there are, or `training`: those of the training rows; the likeliest is given",
+    )
+    ordered: bool = Field(default=False, description="`answers` is a list from low to high; its neighbours are near misses")
+
+    @model_validator(mode="after")
+    def _answers(self) -> FormatConfig:
+        if isinstance(self.answers, list) and len({a.strip() for a in self.answers} - {""}) != max(2, len(self.answers)):
+            raise ValueError(f"format.answers = {self.answers}: it takes two or more different texts, none of them blank")
+        if self.ordered and not isinstance(self.answers, list):
+            raise ValueError("format.ordered needs format.answers as a list, from the lowest to the highest")
+        return self
 
     @model_validator(mode="after")
     def _chat_or_text(self) -> FormatConfig:
@@ -227,6 +240,9 @@ class DecodeConfig(Section):
     token_budget: PositiveInt = Field(default=16_384, description="tokens per batch: prompts and answers, once per beam")
     verify: bool = Field(default=False, description="the answer is the best hypothesis that passes the task's verifier")
     abstain: bool = Field(default=False, description="with verify: give no answer if no hypothesis passes")
+    normalize_answers: bool = Field(
+        default=False, description="format.answers: rank by log-probability per token, not by that of the whole answer"
+    )
     engine: Literal["auto", "native", "transformers", "ctranslate2", "vllm"] = Field(
         default="auto", description="auto: native for models on which it gives the answers of transformers, else transformers"
     )
@@ -271,6 +287,10 @@ class Config(Section):
             raise ValueError(f"adapter.method {method!r} trains no embeddings, so model.adapt_vocabulary must be 0")
         if method != "full" and self.train.optimizer == "muon":
             raise ValueError(f"train.optimizer 'muon' is for full fine-tuning, not for adapter.method {method!r}")
+        if self.format.answers and self.decode.engine in ("ctranslate2", "vllm"):
+            raise ValueError(
+                f"decode.engine {self.decode.engine!r} writes texts of its own; format.answers needs 'native' or 'auto'"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -371,20 +391,3 @@ def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | No
         candidates = [annotation, *get_args(annotation)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return model
-
-
-def leaves(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """All settings as dotted key -> value, for comparing two configurations."""
-    found: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            found |= leaves(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
-def weight_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide a run's weights, as dotted key -> value: all but `out` and `decode.*`."""
-    return {key: value for key, value in leaves(config).items() if key != "out" and not key.startswith("decode.")}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import folders
-from seqtune.config import Config, leaves, load_config, weight_settings
+from seqtune.config import Config, Section, load_config
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
 from seqtune.folders import Kind
@@ -297,3 +297,20 @@ def fingerprint(parts: Iterable[bytes]) -> str:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def leaves(section: Section, prefix: str = "") -> dict[str, Any]:
+    """All settings as dotted key -> value, for comparing two configurations."""
+    found: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            found |= leaves(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def weight_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide a run's weights, as dotted key -> value: all but `out` and `decode.*`."""
+    return {key: value for key, value in leaves(config).items() if key != "out" and not key.startswith("decode.")}

@@ -12,7 +12,8 @@ from toy import without_validation
 
 from conftest import pairs, write_csv
 from seqtune import studies
-from seqtune.config import Config, ModelConfig, TrainConfig, load_config, weight_settings
+from seqtune.config import Config, ModelConfig, TrainConfig, load_config
+from seqtune.runs import weight_settings
 from seqtune.studies import naming
 from seqtune.studies.points import Length, chains, evaluation_folder
 

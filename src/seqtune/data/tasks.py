@@ -27,6 +27,8 @@ class Task:
         plugin: the pack's task that brings metrics, verifier and inspection; `None` for a plain text task.
         system: text of the system turn of a chat.
         layout: how tables hold the pairs (`seqtune.data.layouts`).
+        answers: the only answers there are, `None` for free text.
+        ordered: they stand from low to high.
     """
 
     input: str
@@ -38,6 +40,8 @@ class Task:
     plugin: str | None = None
     system: str | None = None
     layout: Layout = "auto"
+    answers: tuple[str, ...] | None = None
+    ordered: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> Task:
@@ -47,7 +51,8 @@ class Task:
     @classmethod
     def _of(cls, data: DataConfig, form: FormatConfig, max_new_tokens: int | None = None, plugin: str | None = None) -> Task:
         words = (form.template, form.target, form.separator)
-        return cls(data.input, data.output, *words, max_new_tokens, plugin, form.system, data.layout)
+        answers = tuple(a.strip() for a in form.answers) if isinstance(form.answers, list) else None
+        return cls(data.input, data.output, *words, max_new_tokens, plugin, form.system, data.layout, answers, form.ordered)
 
     @classmethod
     def load(cls, path: Path) -> Task:
@@ -64,7 +69,8 @@ class Task:
 
     def save(self, path: Path) -> None:
         """Write `task.yaml`, which `load` and the config key `task` read back."""
-        runs.write_text(path, yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True))
+        content = asdict(self) | {"answers": list(self.answers) if self.answers else None}
+        runs.write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     @property
     def pack(self) -> plugins.TaskPlugin | None:

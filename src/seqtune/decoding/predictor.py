@@ -14,7 +14,7 @@ from seqtune import plugins, progress
 from seqtune.config import Config, DecodeConfig, ModelConfig, load_config, validate
 from seqtune.data.tasks import Task
 from seqtune.decoding import verification
-from seqtune.decoding.engines import READS_FOLDER, make_engine
+from seqtune.decoding.engines import READS_FOLDER, make_choice_engine, make_engine
 from seqtune.decoding.engines.weights import dtype_of
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError, TooLongError
 from seqtune.models import loading
@@ -62,6 +62,9 @@ class Predictor:
         size, roles = model.config.vocab_size, self.template.roles
         self.encoder = Encoder(tokenizer, self.max_length, size, num_virtual=virtual, roles=roles)
         self.verifier, self.inspect = verification.make_verifier(task, decode), _inspector(task)
+        if task.answers:
+            self.engine = make_choice_engine(model.eval(), self.encoder.answers(task.answers, self.template), decode)
+            return
         searched = decode.model_copy(update={"num_return": decode.num_beams}) if decode.verify else decode
         self.engine = make_engine(model.eval(), self.encoder.end, searched, folder, adapter_method)
 
@@ -199,6 +202,9 @@ class Predictor:
         best = hypotheses[0]
         status = (oddity or "ok") if best.finished else "unfinished"
         details = {"input_status": oddity} if oddity else {}
+        if self.task.answers:
+            shares = np.exp([c.score - candidates[0].score for c in candidates])
+            details["probability"] = f"{shares[0] / shares.sum():.4f}"
         asked = (example.id, example.input, example.output)
         kept = (self._columns(example), example.context)
         return Prediction(*asked, best.text, best.score, hypotheses, status, details, *kept)

@@ -38,7 +38,7 @@ def findings(prepared: Prepared) -> list[Finding]:
     """Everything that is odd about the data, worst first."""
     train = prepared.examples["train"]
     found = [*_rejections(prepared), *_duplicates(train), *_conflicts(train), *_leaks(prepared), *_inverted(train)]
-    found += _unanswerable(prepared)
+    found += [*_unanswerable(prepared), *_outside(prepared)]
     if not prepared.examples["validation"]:
         found.append(Finding("warning", "no validation rows: the last weights are kept, not the best ones"))
     if not prepared.examples["test"]:
@@ -72,6 +72,17 @@ def _unanswerable(prepared: Prepared) -> list[Finding]:
             first, reason = bad[0]
             text = f"{len(bad)} {side} rows cannot be answered and count as wrong; first: line {first.line}: {reason}"
             found.append(Finding("warning", text))
+    return found
+
+
+def _outside(prepared: Prepared) -> list[Finding]:
+    """Held-out rows whose output is none of the answers that the task has."""
+    answers, found = prepared.task.answers, []
+    for side in ("validation", "test") if answers else ():
+        rows = [e for e in prepared.examples[side] if e.output not in (answers or ())]
+        if rows:
+            text = f"{len(rows)} {side} rows have an output that is none of the answers, and count as wrong"
+            found.append(Finding("warning", f"{text}; first: line {rows[0].line}: {(rows[0].output or '')[:60]!r}"))
     return found
 
 

@@ -17,6 +17,8 @@ from seqtune.errors import DataError
 from seqtune.plugins import TaskMetrics
 from seqtune.records import Example, Hypothesis, Prediction, Turn, lone_surrogate
 from seqtune.scoring.metrics import METRICS
+from seqtune.scoring.metrics.answers import NUM_BINS, answer_metrics, calibration_error, probability_statistics
+from seqtune.scoring.metrics.base import mean
 from seqtune.scoring.significance import defined, paired_randomization, score
 from seqtune.scoring.task_scores import task_scores, verification_scores
 
@@ -85,6 +87,9 @@ def evaluate(
     predictions: Sequence[Prediction],
     task: TaskMetrics | None = None,
     training: Sequence[tuple[str, str]] | None = None,
+    answers: Sequence[str] | None = None,
+    *,
+    ordered: bool = False,
 ) -> dict[str, Any]:
     """All text metrics, overall and by input length, and the task's own; the content of `metrics.json`.
 
@@ -94,6 +99,8 @@ def evaluate(
         predictions: with references.
         task: the task's own metrics.
         training: (input, output) rows for the baselines; empty if they are unknown, `None` for no baselines.
+        answers: the only answers there are, for the metrics of classes; `None` for free text.
+        ordered: they stand from low to high.
 
     Raises:
         DataError: there is nothing to score, or a reference is missing.
@@ -108,6 +115,9 @@ def evaluate(
     statistics = {name: metric.statistics(hypotheses, references) for name, metric in METRICS.items()}
     scores = defined({name: score(metric.value, statistics[name], metric.signature) for name, metric in METRICS.items()})
     undefined = {name: metric.undefined for name, metric in METRICS.items() if name not in scores}
+    if answers:
+        of_classes, lacking = _class_scores(predictions, answers, ordered)
+        scores, undefined = scores | of_classes, undefined | lacking
     statuses = [p.status for p in predictions]
     result: dict[str, Any] = {"num_items": len(predictions)} | scores
     result["status"] = {name: statuses.count(name) for name in sorted(set(statuses))}
@@ -137,12 +147,29 @@ def evaluate_task(
     """
     own = plugins.find("metrics", task.pack.metrics)() if task.pack and task.pack.metrics else None
     rows = None if training is None else [(e.input, e.output or "") for e in training]
-    metrics = evaluate(predictions, own, rows)
+    metrics = evaluate(predictions, own, rows, task.answers, ordered=task.ordered)
     columns = metrics.pop("items", {})
     return metrics, [
         dataclasses.replace(p, details={**p.details, **{name: texts[i] for name, texts in columns.items()}})
         for i, p in enumerate(predictions)
     ]
+
+
+def _class_scores(
+    predictions: Sequence[Prediction], answers: Sequence[str], ordered: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Scores of answers from a set and of their probabilities, and why a metric has none."""
+    texts, references = [p.prediction for p in predictions], [p.reference or "" for p in predictions]
+    metrics = answer_metrics(answers, ordered=ordered)
+    scores = {name: score(m.value, m.statistics(texts, references), m.signature) for name, m in metrics.items()}
+    undefined = {name: metric.undefined for name, metric in metrics.items() if scores[name] is None}
+    if any(len(p.hypotheses) > 1 for p in predictions):
+        bins, losses = probability_statistics(predictions)
+        scores["calibration_error"] = score(
+            calibration_error, bins, f"expected calibration error|bins:{NUM_BINS} of equal width"
+        )
+        scores["log_loss"] = score(mean, losses, "-log probability of the reference, nats|mean of items")
+    return defined(scores), undefined
 
 
 def _strata(lengths: list[int], statistics: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -22,12 +22,11 @@ from seqtune.config import (
     PositiveInt,
     Section,
     TrainConfig,
-    leaves,
     load_config,
     validate,
-    weight_settings,
 )
 from seqtune.errors import ConfigError, did_you_mean
+from seqtune.runs import leaves, weight_settings
 from seqtune.studies.naming import digest, ingredients
 from seqtune.yaml_files import read_yaml_mapping
 

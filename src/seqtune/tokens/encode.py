@@ -11,6 +11,7 @@ A worked row with a byte-level tokenizer, `loss_on="target"`:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from seqtune.config import SOFT_PROMPTS, Config
 from seqtune.data.templates import Template
-from seqtune.errors import ModelError, SupervisionError, TooLongError
+from seqtune.errors import ConfigError, ModelError, SupervisionError, TooLongError
 from seqtune.models import loading
 from seqtune.models.vocabulary import Vocabulary
 from seqtune.records import Encoded, Prompt
@@ -141,6 +142,23 @@ class Encoder:
         if loss_start >= len(ids):
             return SupervisionError("no token would carry loss")
         return Encoded(ids, loss_start)
+
+    def answers(self, texts: Sequence[str], template: Template) -> list[list[int]]:
+        """Token ids of given answers, each in the template's target and with the end token.
+
+        Raises:
+            ConfigError: the target holds other columns of a row, or an answer cannot be encoded, or not apart from another.
+        """
+        if template.target_columns:
+            raise ConfigError(
+                f"format.answers needs a target that is the same for every row; {template.target!r} names other columns"
+            )
+        prompts = [Prompt("?", template.target.format(output=text), context=template.opening or ()) for text in texts]
+        rows = self.encode(prompts)
+        for text, row in zip(texts, rows, strict=True):
+            if isinstance(row, SupervisionError):
+                raise ConfigError(f"format.answers: {text!r} cannot be an answer: {row}")
+        return [row.input_ids[row.loss_start :].tolist() for row in rows if isinstance(row, Encoded)]
 
     def decode(self, ids: list[int]) -> str:
         """Text of target ids, special tokens left out, spaces untouched; in a chat the answer alone."""

@@ -29,6 +29,8 @@ from seqtune.tokens.token_table import TokenTable, encode_table
 # measured in bench/LOG.md: pieces pay where rows become far shorter, and not on tables so small that they are learnt by heart
 ADAPT_PIECES, ADAPT_WORTH, ADAPT_ROWS = 1024, 0.6, 5000
 MOST_ADAPT_ROWS = 100_000  # frequent pieces of so many rows are those of the table
+MOST_ANSWERS = 1000  # all of them are scored for every input
+FEW_ANSWERS, ROWS_AN_ANSWER = 50, 10  # so few outputs, each in so many rows on average, look like classes
 NUM_COUNTED = 5000  # rows whose tokens tell how much shorter a vocabulary makes them
 NUM_COMPARED = 1000  # rows on which the trimmed tokenizer is compared with the whole one
 
@@ -107,6 +109,7 @@ def prepare(config: Config) -> Prepared:
     num_rows = sum(map(len, dealt.values())) + len(rejected)
     left_out = _leave_out(dealt, config.data)
     train = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
+    task = _with_answers(task, config, train)
     rendered = _render(config, task, dealt | {"train": train})
 
     vocabulary, pieces_note = _with_pieces(config, Vocabulary(base.tokenizer, base.vocab_size), train)
@@ -124,12 +127,46 @@ def prepare(config: Config) -> Prepared:
     examples = dealt | {"train": [e for i, e in enumerate(train) if i not in errors]}
     limit = int(int(encoded.num_loss_tokens.max()) * 1.25) + 8
     key = config.data.split.key if config.data.split.method == "grouped" else None
-    notes = [*_notes(config, base), *pieces_note, *note]
+    notes = [*_notes(config, base), *_answers_note(task, train), *pieces_note, *note]
     return Prepared(
         task=dataclasses.replace(task, max_new_tokens=limit), vocabulary=vocabulary, encoder=base.with_vocabulary(vocabulary),
         examples=examples, prompts=prompts, encoded=encoded, rejected=rejected, left_out=left_out,
         leakage=leakage(examples, key), fingerprint=_fingerprint(encoded, examples), num_rows=num_rows, notes=notes,
     )  # fmt: skip
+
+
+def _with_answers(task: Task, config: Config, train: Sequence[Example]) -> Task:
+    """The task with the training rows' outputs as the only answers, where the settings say so.
+
+    Raises:
+        ConfigError: these are too many for a set of answers, or only one.
+    """
+    if config.format.answers != "training":
+        return task
+    answers = sorted({e.output or "" for e in train} - {""})
+    if not 2 <= len(answers) <= MOST_ANSWERS:
+        raise ConfigError(
+            f"format.answers = 'training': the training rows have {len(answers):,} different outputs; a set of answers has 2 "
+            f"to {MOST_ANSWERS:,}; leave it out for free text, or list the answers"
+        )
+    return dataclasses.replace(task, answers=tuple(answers))
+
+
+def _answers_note(task: Task, train: Sequence[Example]) -> list[str]:
+    """How many answers there are to choose among, or that there are few enough to choose among them."""
+    if task.answers:
+        return [f"answers: the likeliest of {len(task.answers)} ({_listed(task.answers)})"]
+    outputs = sorted({e.output or "" for e in train})
+    if not 2 <= len(outputs) <= FEW_ANSWERS or len(outputs) * ROWS_AN_ANSWER > len(train):
+        return []
+    return [
+        f"the output has {len(outputs)} different values ({_listed(outputs)}): with --set format.answers=training the answer "
+        "is always one of them, with its probability"
+    ]
+
+
+def _listed(answers: Sequence[str]) -> str:
+    return ", ".join(repr(a[:20]) for a in answers[:5]) + (", ..." if len(answers) > 5 else "")
 
 
 def _notes(config: Config, encoder: Encoder) -> list[str]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from seqtune import progress
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines import ct2, vllm
+from seqtune.decoding.engines.choices import ChoiceEngine
 from seqtune.decoding.engines.exactness import fits
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
@@ -75,6 +76,25 @@ def check_engine(model: PreTrainedModel, config: DecodeConfig, adapter_method: s
         if config.engine == "transformers" or not fits(model):
             raise ConfigError("decode.weights = 'int8' needs decode.engine = 'native' or 'ctranslate2'")
         check_int8(model, adapter_method)
+
+
+def make_choice_engine(model: PreTrainedModel, answers: Sequence[Sequence[int]], config: DecodeConfig) -> Engine:
+    """The engine for a task with a set of answers.
+
+    Args:
+        model: in evaluation mode, with the weights that `decode.weights` asks for.
+        answers: token ids of each, end token included.
+        config: the `decode` section.
+
+    Raises:
+        ConfigError: the engine that it names cannot tell the probabilities of given answers.
+    """
+    if config.engine in READS_FOLDER:
+        raise ConfigError(
+            f"decode.engine = {config.engine!r} writes texts of its own; a task with format.answers needs 'native' or 'auto'"
+        )
+    check_dtype(model, config)
+    return ChoiceEngine(quantized(model) if config.weights == "int8" else model, answers, config)
 
 
 def make_engine(

@@ -26,16 +26,17 @@ class Seen:
     Attributes:
         mask_B1KS: 0 where a beam looks at a slot, -inf elsewhere.
         places_BS: where the token in a slot stands in its text.
-        place_B1: and where the new ones stand.
+        place_BK: and where the new ones stand; [B, 1] where all of a row's stand at the same place.
     """
 
     mask_B1KS: torch.Tensor
     places_BS: torch.Tensor
-    place_B1: torch.Tensor
+    place_BK: torch.Tensor
 
     def within(self, size: int) -> torch.Tensor:
         """The mask without what is further back than a window of `size` tokens."""
-        return self.mask_B1KS.masked_fill((self.places_BS <= self.place_B1 - size)[:, None, None], -math.inf)
+        too_far_BKS = self.places_BS[:, None] <= self.place_BK[..., None] - size
+        return self.mask_B1KS.masked_fill(too_far_BKS[:, None], -math.inf)
 
 
 class Forward(Protocol):
@@ -87,7 +88,7 @@ class Described:
         if self.window is not None:
             near = seen.within(self.window.size)
             everywhere, local = (near, None) if self.window.in_all_layers else (everywhere, near)
-        return self.blocks(ids_BK, seen.place_B1.expand_as(ids_BK), Masks(everywhere, local), cache)
+        return self.blocks(ids_BK, seen.place_BK.expand_as(ids_BK), Masks(everywhere, local), cache)
 
 
 class Own:
@@ -107,7 +108,7 @@ class Own:
     def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass) -> torch.Tensor:
         """See `Forward.write`."""
         mask_B1KS = seen.mask_B1KS if self.window is None else seen.within(self.window.size)
-        return self._run(ids_BK, seen.place_B1.expand_as(ids_BK), mask_B1KS, cache)
+        return self._run(ids_BK, seen.place_BK.expand_as(ids_BK), mask_B1KS, cache)
 
     def head(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """See `Forward.head`."""
