@@ -19,6 +19,7 @@ from seqtune.scoring.evaluate import evaluate, read_predictions
 
 VERBS = [
     "bases",
+    "benchmark",
     "check",
     "compare",
     "data",

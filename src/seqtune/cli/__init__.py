@@ -11,6 +11,7 @@ import sys
 # importing a verb's file registers it; none of them imports torch
 from seqtune.cli import (  # noqa: F401
     bases,
+    benchmark,
     check,
     compare,
     data,

@@ -67,6 +67,11 @@ class SlotCache:
         for store in self.stores:
             store[target, :num_slots] = store[source, :num_slots]
 
+    def spread(self, num_slots: int) -> None:
+        """Copy the first slots of the first row to all other rows."""
+        for store in self.stores:
+            store[1:, :num_slots] = store[:1, :num_slots]
+
     def gather(self, index_BS: torch.Tensor) -> None:
         """Bring the named slots of the first B rows to their front."""
         rows, slots = index_BS.shape

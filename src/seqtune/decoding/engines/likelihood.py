@@ -1,0 +1,253 @@
+"""How likely given texts are after given contexts; what contexts have in common is read once.
+
+Many questions are asked after the same examples, and many answers are weighed after the same question. Contexts that begin
+alike are grouped: their common beginning is read in one row, whose keys and values are copied to the rows of the questions. A
+second forward goes through what is left of each context and through all its continuations at once, as a tree, in which those
+that begin alike share their tokens; each token sees the context and the tokens above it.
+
+Shapes: B rows, P tokens of the beginning, Q tokens after it, S = P + Q slots, E edges of trees, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.forwards import Forward, Seen, forward_of
+from seqtune.decoding.engines.slot_cache import SlotCache
+from seqtune.tokens.batching import by_length
+
+LOGITS = 2**25  # numbers of the output layer held at once
+WORTH_SHARING = 32  # tokens that contexts have in common
+LIKE_FIRST = 0.9  # of what the first two of a group share, all of it must
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The tokens of all continuations, common beginnings once. Node 0 is the context's last token, which is not among `tokens`.
+
+    Attributes:
+        tokens: of nodes 1 to M.
+        parents: the node above each of these.
+        depths: how far below the context each stands, 1 for first tokens.
+        edges: for each continuation, (node, token that follows it) for all its tokens.
+
+    Example:
+        >>> Tree.of([[7, 8, 2], [7, 9, 2]]).tokens
+        [7, 8, 9]
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    depths: list[int]
+    edges: list[list[tuple[int, int]]]
+
+    @classmethod
+    def of(cls, continuations: Sequence[Sequence[int]]) -> Tree:
+        """The tree of token ids."""
+        nodes: dict[tuple[int, ...], int] = {(): 0}
+        for ids in continuations:
+            for length in range(1, len(ids)):
+                nodes.setdefault(tuple(ids[:length]), len(nodes))
+        beginnings = list(nodes)[1:]
+        edges = [[(nodes[tuple(ids[:i])], token) for i, token in enumerate(ids)] for ids in continuations]
+        return cls([b[-1] for b in beginnings], [nodes[b[:-1]] for b in beginnings], [len(b) for b in beginnings], edges)
+
+    def sees(self) -> np.ndarray:
+        """Which nodes each node looks at: those above it, and itself; bool [M, M]."""
+        seen = np.eye(len(self.tokens), dtype=bool)
+        for node, parent in enumerate(self.parents, start=1):
+            if parent:
+                seen[node - 1] |= seen[parent - 1]
+        return seen
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A context, and what may follow it.
+
+    Attributes:
+        context: token ids [T], at least one.
+        tree: of the continuations.
+    """
+
+    context: np.ndarray
+    tree: Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Of one continuation.
+
+    Attributes:
+        log_probability: of all its tokens, natural logarithm.
+        is_greedy: each of them is the likeliest at its place.
+    """
+
+    log_probability: float
+    is_greedy: bool
+
+
+@torch.inference_mode()
+def likelihoods(model: PreTrainedModel, asked: Sequence[Asked], token_budget: int) -> Iterator[tuple[int, list[Likelihood]]]:
+    """The likelihood of every continuation of every context, in an order that suits.
+
+    Args:
+        model: in evaluation mode.
+        asked: contexts and continuations; each context and continuation together must fit the model.
+        token_budget: tokens held at once.
+
+    Yields:
+        Index in `asked`, and one likelihood a continuation.
+    """
+    if not fits(model):
+        yield from _one_by_one(model, asked)
+        return
+    with forward_of(model) as forward:
+        reader = _Reader(model, forward, token_budget)
+        alone = []
+        for shared, members in groups([a.context for a in asked]):
+            if shared:
+                yield from reader.after_common(asked, members, shared)
+            else:
+                alone += members
+        for batch in by_length([len(asked[i].context) + len(asked[i].tree.tokens) for i in alone], token_budget):
+            yield from reader.after_own(asked, [alone[i] for i in batch])
+
+
+def groups(contexts: Sequence[np.ndarray]) -> list[tuple[int, list[int]]]:
+    """Contexts that begin alike: how many tokens they share (0 for one by itself), and which they are.
+
+    At least one token of each is not shared, as something must be left to predict from.
+    """
+    order = sorted(range(len(contexts)), key=lambda i: contexts[i].tolist())
+    found: list[tuple[int, list[int]]] = []
+    start = 0
+    while start < len(order):
+        first, shared, end = contexts[order[start]], 0, start + 1
+        while end < len(order):
+            common = min(_common(first, contexts[order[end]]), len(first) - 1)
+            if common < (LIKE_FIRST * shared if shared else WORTH_SHARING):
+                break
+            shared = min(common, shared) if shared else common
+            end += 1
+        found.append((shared, order[start:end]))
+        start = end
+    return found
+
+
+def _common(first: np.ndarray, second: np.ndarray) -> int:
+    length = min(len(first), len(second))
+    differs = first[:length] != second[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
+class _Reader:
+    """Two forwards a batch: the beginnings of its contexts, then the rest of each with its continuations."""
+
+    def __init__(self, model: Any, forward: Forward, token_budget: int):
+        self.model, self.forward, self.token_budget = model, forward, token_budget
+
+    def after_common(
+        self, asked: Sequence[Asked], members: Sequence[int], shared: int
+    ) -> Iterator[tuple[int, list[Likelihood]]]:
+        """Contexts that share their first tokens."""
+        rests = [len(asked[i].context) - shared + len(asked[i].tree.tokens) for i in members]
+        batches = by_length([shared + rest for rest in rests], self.token_budget)
+        cache = SlotCache(max(map(len, batches)), shared + max(rests))
+        self.forward.read(self._ids([asked[members[0]].context[:shared]]), cache.reading(first_row=0))
+        cache.spread(shared)
+        for batch in batches:
+            rows = [asked[members[i]] for i in batch]
+            yield from zip((members[i] for i in batch), self._rest(rows, [shared] * len(rows), cache), strict=True)
+
+    def after_own(self, asked: Sequence[Asked], batch: Sequence[int]) -> Iterator[tuple[int, list[Likelihood]]]:
+        """Contexts that share nothing: of each, all but the last token is read first."""
+        rows = [asked[i] for i in batch]
+        begun = [len(row.context) - 1 for row in rows]
+        cache = SlotCache(len(rows), max(begun) + 1 + max(len(row.tree.tokens) for row in rows))
+        if max(begun):
+            contexts = [row.context[: max(1, length)] for row, length in zip(rows, begun, strict=True)]
+            self.forward.read(self._ids(contexts), cache.reading(first_row=0))
+        yield from zip(batch, self._rest(rows, begun, cache), strict=True)
+
+    def _ids(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
+        """Padded token ids [B, T]."""
+        return pad_sequence([torch.from_numpy(row).long() for row in rows], batch_first=True).to(self.model.device)
+
+    def _rest(self, rows: Sequence[Asked], begun: Sequence[int], cache: SlotCache) -> list[list[Likelihood]]:
+        """What is left of each row's context, and its tree, after `begun` tokens that lie in the cache's first slots."""
+        device, longest = self.model.device, max(begun)
+        rests = [np.concatenate([row.context[b:], row.tree.tokens]) for row, b in zip(rows, begun, strict=True)]
+        width = max(map(len, rests))
+        sees_BQS = np.zeros((len(rows), width, longest + width), dtype=bool)
+        places_BS = np.zeros((len(rows), longest + width), dtype=int)
+        places_BS[:, :longest] = np.arange(longest)
+        sees_BQS[:, :, longest:] = np.eye(width, dtype=bool)  # padding sees itself, so that nothing is undefined
+        for number, (row, b) in enumerate(zip(rows, begun, strict=True)):
+            left, nodes = len(row.context) - b, len(row.tree.tokens)
+            end = longest + left
+            sees_BQS[number, : left + nodes, :b] = True
+            sees_BQS[number, :left, longest:end] = np.tri(left, dtype=bool)
+            sees_BQS[number, left : left + nodes, longest:end] = True
+            sees_BQS[number, left : left + nodes, end : end + nodes] = row.tree.sees()
+            places_BS[number, longest:end] = np.arange(b, len(row.context))
+            places_BS[number, end : end + nodes] = len(row.context) - 1 + np.array(row.tree.depths, dtype=int)
+        places = torch.from_numpy(places_BS).to(device)
+        mask_B1QS = torch.zeros(sees_BQS.shape, dtype=self.model.dtype, device=device)
+        mask_B1QS = mask_B1QS.masked_fill_(torch.from_numpy(~sees_BQS).to(device), -math.inf)[:, None]
+        slots_BQ = torch.arange(longest, longest + width, device=device).expand(len(rows), -1)
+        hidden_BQD = self.forward.write(
+            self._ids(rests), Seen(mask_B1QS, places, places[:, longest:]), cache.generating(slots_BQ, longest + width)
+        )
+        return self._weigh(rows, begun, hidden_BQD)
+
+    def _weigh(self, rows: Sequence[Asked], begun: Sequence[int], hidden_BQD: torch.Tensor) -> list[list[Likelihood]]:
+        """Follow the edges of every row's tree."""
+        edges = [  # row, place of the node among the row's tokens, token that follows it
+            (number, len(row.context) - b - 1 + node, token)
+            for number, (row, b) in enumerate(zip(rows, begun, strict=True))
+            for continuation in row.tree.edges
+            for node, token in continuation
+        ]
+        row_E, place_E, token_E = torch.tensor(edges, device=hidden_BQD.device).T
+        hidden_ED = hidden_BQD[row_E, place_E]
+        at_a_time = max(1, LOGITS // self.model.config.get_text_config().vocab_size)
+        found = [
+            _chosen(self.forward.head(hidden), tokens)
+            for hidden, tokens in zip(hidden_ED.split(at_a_time), token_E.split(at_a_time), strict=True)
+        ]
+        scores, greedy = (iter(torch.cat(part).tolist()) for part in zip(*found, strict=True))
+        return [[_of(ids, scores, greedy) for ids in row.tree.edges] for row in rows]
+
+
+def _chosen(logits_NV: torch.Tensor, tokens_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of a token in each row [N], and whether it is the likeliest [N]."""
+    log_probs_NV = logits_NV.float().log_softmax(-1)
+    return log_probs_NV.gather(1, tokens_N[:, None])[:, 0], log_probs_NV.argmax(-1) == tokens_N
+
+
+def _of(edges: Sequence[Any], scores: Iterator[float], greedy: Iterator[bool]) -> Likelihood:
+    """One continuation's likelihood from those of its tokens, which come next."""
+    tokens = [(next(scores), next(greedy)) for _ in edges]
+    return Likelihood(sum(score for score, _ in tokens), all(is_greedy for _, is_greedy in tokens))
+
+
+def _one_by_one(model: Any, asked: Sequence[Asked]) -> Iterator[tuple[int, list[Likelihood]]]:
+    """The same through the model's own forward, which reads the context again for every continuation."""
+    for index, row in enumerate(asked):
+        found = []
+        for edges in row.tree.edges:
+            ids = [*row.context.tolist(), *(token for _, token in edges[:-1])]
+            logits_TV = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -len(edges) :]
+            scores_N, greedy_N = _chosen(logits_TV, torch.tensor([token for _, token in edges], device=model.device))
+            found.append(_of(edges, iter(scores_N.tolist()), iter(greedy_N.tolist())))
+        yield index, found

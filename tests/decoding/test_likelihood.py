@@ -1,0 +1,113 @@
+"""How likely texts are after contexts, against the model's own forward over one text at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from seqtune.decoding.engines import likelihood
+from seqtune.decoding.engines.likelihood import Asked, Tree, groups, likelihoods
+
+END = 2
+ANSWERS = [[7, 8, 9, END], [7, 8, END], [7, END], [11, 12, END], [13, END]]  # one begins like another, one is inside another
+COMMON = [5 + n % 23 for n in range(40)]
+CONTEXTS = [[5, 6, 7, 8, 9, 10], [5], [9, 9, 5, 6], [*COMMON, 6, 7], [*COMMON, 9], [*COMMON, 6, 7, 8, 8], COMMON]
+
+
+@pytest.fixture
+def model(family_folder):
+    return AutoModelForCausalLM.from_pretrained(family_folder, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def expected(model, context: list[int], answer: list[int]) -> tuple[float, bool]:
+    logits = model(input_ids=torch.tensor([[*context, *answer]])).logits[0].double().log_softmax(-1)
+    rows = logits[len(context) - 1 : len(context) - 1 + len(answer)]
+    return float(sum(row[t] for row, t in zip(rows, answer, strict=True))), rows.argmax(-1).tolist() == answer
+
+
+def asked(model) -> list[Asked]:
+    found = []
+    for context in CONTEXTS:
+        with torch.inference_mode():  # an answer that is the likeliest, so that both kinds are there
+            best = int(model(input_ids=torch.tensor([context])).logits[0, -1].argmax())
+        found.append(Asked(np.array(context, dtype=np.int32), Tree.of([*ANSWERS, [best]])))
+    return found
+
+
+def check(model, token_budget: int) -> None:
+    questions = asked(model)
+    found = dict(likelihoods(model, questions, token_budget))
+    assert len(found) == len(CONTEXTS)
+    for index, context in enumerate(CONTEXTS):
+        answers = [[token for _, token in edges] for edges in questions[index].tree.edges]
+        for own, answer in zip(found[index], answers, strict=True):
+            score, is_greedy = expected(model, context, answer)
+            assert own.log_probability == pytest.approx(score, abs=3e-4)
+            assert own.is_greedy == is_greedy
+        assert found[index][-1].is_greedy
+
+
+def test_every_continuation_gets_the_probability_that_the_model_gives_it(model):
+    check(model, 16_384)
+
+
+@pytest.mark.parametrize("cut", ["rows", "logits", "own forward"])
+def test_so_it_does_however_the_work_is_cut(llama_folder, monkeypatch, cut):
+    model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
+    if cut == "logits":
+        monkeypatch.setattr(likelihood, "LOGITS", 1)
+    if cut == "own forward":
+        monkeypatch.setattr(likelihood, "fits", lambda model: False)
+    check(model, 1 if cut == "rows" else 16_384)
+
+
+def test_what_contexts_have_in_common_is_read_once(llama_folder, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
+    lengths = []
+    plain = likelihood.forward_of
+
+    class Counting:
+        def __init__(self, inner):
+            self.inner, self.head = inner, inner.head
+
+        def read(self, ids, cache):
+            lengths.append(ids.numel())
+            return self.inner.read(ids, cache)
+
+        def write(self, ids, seen, cache):
+            lengths.append(ids.numel())
+            return self.inner.write(ids, seen, cache)
+
+    def counted(model):
+        from contextlib import contextmanager
+
+        @contextmanager
+        def manage():
+            with plain(model) as forward:
+                yield Counting(forward)
+
+        return manage()
+
+    monkeypatch.setattr(likelihood, "forward_of", counted)
+    contexts = [np.array([*COMMON, 5 + n], dtype=np.int32) for n in range(10)]
+    dict(likelihoods(model, [Asked(c, Tree.of([[7], [8]])) for c in contexts], 16_384))
+    assert lengths == [len(COMMON), 10]
+
+
+def test_groups_share_what_all_of_them_begin_with():
+    contexts = [np.array(c) for c in CONTEXTS]
+    found = {shared: sorted(members) for shared, members in groups(contexts) if shared}
+    assert found == {len(COMMON) - 1: [3, 4, 5, 6]}, "the whole of one is the beginning of the others: its last token stays"
+    assert sorted(i for _, members in groups(contexts) for i in members) == list(range(len(contexts)))
+
+
+def test_the_tree_holds_common_beginnings_once():
+    tree = Tree.of(ANSWERS)
+    assert tree.tokens == [7, 8, 9, 11, 12, 13]
+    assert tree.depths == [1, 2, 3, 1, 2, 1]
+    seen = tree.sees().astype(int).tolist()
+    assert seen[2] == [1, 1, 1, 0, 0, 0]  # 9 sees 7 and 8
+    assert seen[4] == [0, 0, 0, 1, 1, 0]
