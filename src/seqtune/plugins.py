@@ -28,7 +28,7 @@ from seqtune.records import Example
 EXTRAS = {
     "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "optuna": "search",
     "bitsandbytes": "quant", "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track", "gguf": "gguf",
-    "lm_eval": "bench-suites",
+    "lm-eval": "bench-suites",
 }  # fmt: skip
 Kind = Literal["sources", "tasks", "metrics", "verifiers"]
 
