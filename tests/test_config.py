@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seqtune.config import Config, load_config, parse_override
+from seqtune.config import Config, load_config
 from seqtune.errors import ConfigError
+from seqtune.yaml_files import parse_override
 
 
 def test_all_errors_are_reported_at_once(tmp_path):

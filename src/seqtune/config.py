@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from seqtune import plugins
 from seqtune.errors import ConfigError, did_you_mean
-from seqtune.yaml_files import read_yaml, read_yaml_mapping
+from seqtune.yaml_files import read_yaml_mapping
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -121,7 +122,12 @@ class ModelConfig(Section):
     name: str = Field(default="builtin:base", description="hub id, folder, FILE.gguf, package:NAME or builtin:NAME")
     init: Literal["pretrained", "random"] = "pretrained"
     revision: str | None = None
-    trust_remote_code: bool = Field(default=False, description="run Python code from the model's hub repository")
+    trust_remote_code: tuple[str, ...] = Field(
+        default=(),
+        exclude=True,
+        description="models whose own Python code may run, by name; only the command line (--trust-remote-code NAME) or an "
+        "override in Python can say so: in a file it is no permission, and it is never written into one",
+    )
     trim_vocabulary: bool | None = Field(
         default=None,
         description="keep only the tokens that the training rows use or that any text may need; default: with method full",
@@ -132,6 +138,15 @@ class ModelConfig(Section):
         "rows by 40% or more (only in full fine-tuning, below 50 M parameters, with 5,000 rows or more), else 0",
     )
     max_length: PositiveInt | None = Field(default=None, description="token limit of prompt + target; default: the model's")
+
+    @property
+    def runs_code(self) -> bool:
+        """True if Python code that comes with this model may run: the model is among those that were named as trusted."""
+        return _whole_path(self.name) in map(_whole_path, self.trust_remote_code)
+
+    def trusted_with(self, made: Path) -> tuple[str, ...]:
+        """Whose code may run after a folder was made of this model: what runs already may run from there too."""
+        return (*self.trust_remote_code, str(made)) if self.trust_remote_code else ()
 
 
 class AdapterConfig(Section):
@@ -298,25 +313,6 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """Split `a.b=value`; the value is read as YAML.
-
-    Raises:
-        ConfigError: there is no `=` or the value is not YAML.
-
-    Example:
-        >>> parse_override("train.epochs=5")
-        (['train', 'epochs'], 5)
-    """
-    key, sign, value = text.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
-    try:
-        return key.strip().split("."), read_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None
-
-
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
     """Read a configuration file, apply overrides and validate the result.
 
@@ -332,6 +328,8 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         5.0
     """
     content = read_yaml_mapping(Path(path), "config") if path else {}
+    if isinstance(content.get("model"), dict):  # whoever wrote a file cannot permit his own code to run on this machine
+        content["model"].pop("trust_remote_code", None)
     for dotted, value in (overrides or {}).items():
         node = content
         *parents, last = dotted.split(".")
@@ -344,6 +342,11 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     if task is not None:
         content = _with_task(content, str(task))
     return validate(Config, content)
+
+
+def _whole_path(name: str) -> str:
+    """A folder's name in the one way that does not depend on how it is written; harmless for other names."""
+    return os.path.abspath(os.path.expanduser(name))
 
 
 def _with_task(content: dict[str, Any], name: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class SequenceLearner(BaseEstimator):
             }
             config = load_config(overrides=overrides | (self.settings or {}))
             fitted = fit(config, overwrite=self.out is not None, quiet=True)
-            self.predictor_ = Predictor.of_run(str(fitted.folder))
+            self.predictor_ = Predictor.of_run(str(fitted.folder), trusted=config.model.trusted_with(fitted.folder))
         return self
 
     def predict(self, inputs: Sequence[str]) -> np.ndarray:

@@ -78,6 +78,13 @@ def _plain(title: str, total: float | None) -> Tick:
     return tick
 
 
+def confirmed(question: str) -> bool:
+    """Ask the person at the terminal; no, where there is none."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return console().input(f"{question} [y/N] ", markup=False).strip().lower() in ("y", "yes")
+
+
 def remaining(seconds: float) -> str:
     """A number of seconds as minutes and seconds, or hours, minutes and seconds.
 

@@ -44,3 +44,22 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{what} {str(path)!r} holds a {type(content).__name__}; it must be a mapping of keys")
     return content
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Split `a.b=value`; the value is read as YAML.
+
+    Raises:
+        ConfigError: there is no `=` or the value is not YAML.
+
+    Example:
+        >>> parse_override("train.epochs=5")
+        (['train', 'epochs'], 5)
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
+    try:
+        return key.strip().split("."), read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None

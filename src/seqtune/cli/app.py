@@ -47,6 +47,10 @@ AbstainOption = Annotated[
 ]
 BeamsOption = Annotated[int | None, typer.Option("--num-beams", help="Beams, 1 to 20; 1 is greedy.")]
 ReturnOption = Annotated[int | None, typer.Option("--num-return", help="Hypotheses per input.")]
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option("--trust-remote-code", metavar="NAME", help="Let this model run its own Python code; may be repeated."),
+]
 EngineOption = Annotated[
     str | None, typer.Option("--engine", help="Decoding engine: auto, native, transformers, ctranslate2 or vllm.")
 ]
@@ -112,7 +116,7 @@ def complain(text: str) -> int:
 
 def overrides(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
     """Merge flags (`data__path=...` for `data.path`) and `--set`; what is unset stays out, `--set` wins."""
-    from seqtune.config import parse_override
+    from seqtune.yaml_files import parse_override
 
     found = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
     for text in settings or []:

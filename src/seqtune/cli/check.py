@@ -13,6 +13,7 @@ from seqtune.cli.app import (
     OutputOption,
     SetOption,
     TaskOption,
+    TrustOption,
     app,
     is_config,
     overrides,
@@ -32,6 +33,7 @@ def check(
     task: TaskOption = None,
     model: Annotated[str | None, typer.Option("--model", help="Hub id, folder, FILE.gguf, package:NAME, builtin:base.")] = None,
     settings: SetOption = None,
+    trust_remote_code: TrustOption = None,
     rejected: Annotated[str | None, typer.Option("--rejected", help="Write the rejected rows here (JSONL).")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +44,10 @@ def check(
     from seqtune.config import load_config
 
     path = None if is_config(data) else data
-    flags = overrides(settings, data__path=path, data__input=input, data__output=output, model__name=model, task=task)
+    flags = overrides(
+        settings, data__path=path, data__input=input, data__output=output, model__name=model, task=task,
+        model__trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     config = load_config(data if is_config(data) else None, flags)
     from pathlib import Path
 

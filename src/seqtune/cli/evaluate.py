@@ -17,6 +17,7 @@ from seqtune.cli.app import (
     ReturnOption,
     SetOption,
     TaskOption,
+    TrustOption,
     VerifyOption,
     app,
     overrides,
@@ -53,6 +54,7 @@ def evaluate(
     abstain: AbstainOption = None,
     no_baselines: BaselinesOption = False,
     engine: EngineOption = None,
+    trust_remote_code: TrustOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +78,8 @@ def evaluate(
     from seqtune.procedures.evaluate import evaluate as procedure
 
     config = load_config(None, {key: value for key, value in flags.items() if key.startswith("data.")})
-    questions = Questions(data, input, output, config.data, section(flags, "decode"), task, not no_baselines)
+    trusted = tuple(trust_remote_code or ())
+    questions = Questions(data, input, output, config.data, section(flags, "decode"), task, not no_baselines, trusted)
     metrics = procedure(run, questions, Path(out) if out else None)
     if as_json:
         print_json(metrics)

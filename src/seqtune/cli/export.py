@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seqtune.cli.app import JsonOption, app, print_json
+from seqtune.cli.app import JsonOption, TrustOption, app, print_json
 
 
 @app.command()
@@ -18,6 +18,7 @@ def export(
         bool, typer.Option("--full-vocabulary", help="Undo the trimming: the base's whole vocabulary.")
     ] = False,
     verify: Annotated[int, typer.Option("--verify", metavar="N", help="Predict N stored test inputs again.")] = 0,
+    trust_remote_code: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's model as a folder of its own.
@@ -32,7 +33,8 @@ def export(
 
     from seqtune.procedures.export import export as procedure
 
-    facts = procedure(Path(run), Path(out), full_vocabulary=full_vocabulary, num_verified=verify)
+    trusted = trust_remote_code or ()
+    facts = procedure(Path(run), Path(out), full_vocabulary=full_vocabulary, num_verified=verify, trusted=trusted)
     if as_json:
         print_json({"out": out, **facts})
         return

@@ -13,6 +13,7 @@ from seqtune.cli.app import (
     OutputOption,
     SetOption,
     TaskOption,
+    TrustOption,
     app,
     overrides,
     print_json,
@@ -30,6 +31,7 @@ def fit(
     model: Annotated[str | None, typer.Option("--model", help="Hub id, folder, FILE.gguf, package:NAME, builtin:base.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Run folder; default runs/NAME.")] = None,
     settings: SetOption = None,
+    trust_remote_code: TrustOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved settings.")] = False,
@@ -45,7 +47,10 @@ def fit(
     if print_schema:
         print_json(Config.model_json_schema())
         return
-    flags = overrides(settings, data__path=data, data__input=input, data__output=output, model__name=model, task=task, out=out)
+    flags = overrides(
+        settings, data__path=data, data__input=input, data__output=output, model__name=model, task=task, out=out,
+        model__trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     resolved = load_config(config, flags)
     if print_config:
         print(resolved.to_yaml(), end="")

@@ -20,6 +20,7 @@ from seqtune.cli.app import (
     ReturnOption,
     SetOption,
     TaskOption,
+    TrustOption,
     VerifyOption,
     app,
     overrides,
@@ -58,6 +59,7 @@ def predict(
     verify: VerifyOption = None,
     abstain: AbstainOption = None,
     engine: EngineOption = None,
+    trust_remote_code: TrustOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,9 +86,9 @@ def predict(
     if adapter:
         if file or out or grid:
             raise ConfigError("--adapter answers texts or stdin, printed beside each other; not --file, --out or --grid")
-        _print_beside(Predictor.over(run, adapter, decode), texts, as_json)
+        _print_beside(Predictor.over(run, adapter, decode, trust_remote_code or ()), texts, as_json)
         return
-    predictor = Predictor.of_run(run, decode, task)
+    predictor = Predictor.of_run(run, decode, task, trust_remote_code or ())
     answers = _from_table(predictor, file, input, config.data) if file else _from_lines(predictor, texts)
     if grid:
         answers = list(answers)

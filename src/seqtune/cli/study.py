@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seqtune.cli.app import JsonOption, app, print_json, stdout_console
+from seqtune.cli.app import JsonOption, TrustOption, app, print_json, stdout_console
 
 
 @app.command()
@@ -22,6 +22,7 @@ def study(
     export: Annotated[
         Path | None, typer.Option("--export", help="Run nothing; zip what others need to score it all again: FILE.zip.")
     ] = None,
+    trust_remote_code: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run what a study still lacks, tabulate all of it and write its report; the same command goes on after a stop.
@@ -31,7 +32,7 @@ def study(
     from seqtune.studies.archive import carbon_copy
     from seqtune.studies.points import load_study
 
-    loaded = load_study(file)
+    loaded = load_study(file, trust_remote_code or ())
     if jobs:
         loaded = loaded.model_copy(update={"jobs": jobs})
     if plan:

@@ -69,13 +69,16 @@ class Predictor:
         self.engine = make_engine(model.eval(), self.encoder.end, searched, folder, adapter_method)
 
     @classmethod
-    def of_run(cls, run: str, decode: Mapping[str, Any] | None = None, plugin: str | None = None) -> Predictor:
+    def of_run(
+        cls, run: str, decode: Mapping[str, Any] | None = None, plugin: str | None = None, trusted: Sequence[str] = ()
+    ) -> Predictor:
         """The one way from a folder to answers: `fit` scores with it what `predict`, `evaluate` and a study ask later.
 
         Args:
             run: run folder; or any model folder or hub id, which then answers with the plain template.
             decode: settings that differ from the run's own `decode` section, such as `{"num_beams": 5}`.
             plugin: a pack's task whose verifier, metrics and inspection to use instead of the run's own.
+            trusted: models whose own Python code may run, by name; what the run's folder says about that does not count.
 
         Raises:
             RunError: the folder is a run that has no model yet.
@@ -84,17 +87,18 @@ class Predictor:
         """
         if is_run(run) and not (Path(run) / "model").exists():
             raise RunError(f"{run!r} has no model yet; finish the training with `seqtune fit ... --resume`")
-        return cls.of_model(run, task_of(run, plugin), decode_settings(run, decode or {}))
+        return cls.of_model(run, task_of(run, plugin), decode_settings(run, decode or {}), trusted)
 
     @classmethod
-    def of_model(cls, name: str, task: Task, decode: DecodeConfig) -> Predictor:
+    def of_model(cls, name: str, task: Task, decode: DecodeConfig, trusted: Sequence[str] = ()) -> Predictor:
         """A model by its name, in the precision that `decode.weights` says.
 
         Raises:
             ModelError: the model cannot be loaded.
         """
-        source, adapter = ModelConfig(name=name), None
+        source, adapter = ModelConfig(name=name, trust_remote_code=tuple(trusted)), None
         if decode.engine in READS_FOLDER and not holds_adapter(Path(name).expanduser()):
+            loading.check_weights(source)
             model = loading.load_architecture(source)
         else:
             model, adapter = load_trained(source, seed=0)
@@ -103,24 +107,27 @@ class Predictor:
         return cls(model, loading.load_tokenizer(source), task, decode, local_folder(source), method)
 
     @classmethod
-    def over(cls, base: str, runs: Sequence[str], decode: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Predictor]]:
+    def over(
+        cls, base: str, runs: Sequence[str], decode: Mapping[str, Any] | None = None, trusted: Sequence[str] = ()
+    ) -> Iterator[tuple[str, Predictor]]:
         """One base, loaded once, with the adapter of one run after the other; each predictor is good until the next one.
 
         Args:
             base: hub id, folder or `builtin:NAME`.
             runs: run folders of adapters that were trained on it.
             decode: settings that differ from each run's own.
+            trusted: models whose own Python code may run, by name.
 
         Raises:
             ModelError: a run trained no adapter, or one on another base.
             ConfigError: a run's own settings ask for other weights than the first one's.
         """
         settings = [decode_settings(run, decode or {}) for run in runs]
-        model = loading.load_model(ModelConfig(name=base), seed=0)
+        model = loading.load_model(ModelConfig(name=base, trust_remote_code=tuple(trusted)), seed=0)
         model.to(best_device(), dtype_of(settings[0]))  # type: ignore[arg-type, call-arg]
         for run, chosen in zip(runs, settings, strict=True):
             adapter = Adapter.of_run(model, Path(run))
-            tokenizer = loading.load_tokenizer(ModelConfig(name=run))
+            tokenizer = loading.load_tokenizer(ModelConfig(name=run, trust_remote_code=tuple(trusted)))
             yield run, cls(model, tokenizer, task_of(run), chosen, adapter_method=adapter.method)
             adapter.detach()
 

@@ -12,6 +12,7 @@ treat it as they treat any model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from seqtune import runs
 from seqtune.config import AdapterConfig, ModelConfig, load_config
 from seqtune.errors import ConfigError, MissingDependencyError, ModelError
 from seqtune.models import loading
-from seqtune.models.location import ADAPTER_SETTINGS, holds_adapter, location
+from seqtune.models.location import ADAPTER_SETTINGS, base_of, holds_adapter, location
 from seqtune.models.vocabulary import trim_embeddings
 
 if TYPE_CHECKING:
@@ -110,8 +111,9 @@ class Adapter:
         if not holds_adapter(run):
             raise ModelError(f"{str(run)!r} is no run that trained an adapter")
         settings = load_config(run / "config.yaml")
-        if location(settings.model) != model.name_or_path:
-            raise ModelError(f"the adapter {str(run)!r} was trained on {settings.model.name!r}, not on {model.name_or_path!r}")
+        name = settings.model.name
+        if name.startswith("hf://") or location(settings.model) != model.name_or_path:
+            raise ModelError(f"the adapter {str(run)!r} was trained on {name!r}, not on {model.name_or_path!r}")
         if runs.read_kept_tokens(run) is not None:
             raise ModelError(f"the adapter {str(run)!r} has a trimmed vocabulary of its own; predict with the run itself")
         if settings.adapter.method == "qlora":
@@ -187,7 +189,7 @@ def load_trained(config: ModelConfig, seed: int) -> tuple[PreTrainedModel, Adapt
     run = Path(config.name).expanduser()
     if not holds_adapter(run):
         return loading.load_model(config, seed), None
-    model = base_of_run(run)
+    model = base_of_run(run, config.trust_remote_code)
     return model, Adapter.load(model, run / "model")
 
 
@@ -204,9 +206,17 @@ def load_merged(config: ModelConfig, seed: int) -> PreTrainedModel:
     return model
 
 
-def base_of_run(run: Path) -> PreTrainedModel:
-    """What the adapter of a run was trained on, in the vocabulary that it was trained in."""
-    settings = load_config(run / "config.yaml")
+def base_of_run(run: Path, trusted: Sequence[str] = ()) -> PreTrainedModel:
+    """What the adapter of a run was trained on, in the vocabulary that it was trained in.
+
+    Args:
+        run: its folder.
+        trusted: models whose own code may run.
+
+    Raises:
+        ModelError: it cannot be loaded, or what the folder names must not be fetched.
+    """
+    settings = base_of(run, trusted)
     model = load_merged(settings.model, settings.train.seed)
     kept = runs.read_kept_tokens(run)
     if kept is not None:

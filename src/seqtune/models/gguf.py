@@ -63,7 +63,7 @@ def converted(file: Path) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     facts = _facts(file)
-    options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

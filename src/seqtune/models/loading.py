@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -17,35 +19,104 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from seqtune.config import ModelConfig
-from seqtune.errors import ModelError
-from seqtune.models import gguf
+from seqtune.errors import ModelError, SeqtuneError
+from seqtune.models import gguf, weight_files
 from seqtune.models.attention import use_fast_attention
-from seqtune.models.location import gguf_file, location
+from seqtune.models.location import gguf_file, local_folder
 from seqtune.models.machine import set_up_cpu
 
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 SMALL = 50_000_000  # models with fewer parameters have other defaults: see `seqtune.training.defaults`
 # The limit for families that have none of their own, such as BLOOM with ALiBi. It is there for the memory, not for quality.
 UNLIMITED_LENGTH = 2048
 
 
 def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
-    file = gguf_file(config.name)
-    if file is not None:
-        gguf.converted(file)
+    place = str(_folder(config) or config.name)
     try:
-        return loader.from_pretrained(
-            location(config), revision=config.revision, trust_remote_code=config.trust_remote_code, **options
-        )
-    except (OSError, ValueError, KeyError, ImportError, HFValidationError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"a file is damaged ({lines[0]})" if isinstance(error, SafetensorError) else lines[0]
+        return loader.from_pretrained(place, revision=config.revision, trust_remote_code=config.runs_code, **options)
+    except (MemoryError, SeqtuneError):
+        raise
+    except Exception as error:  # whatever the readers of other libraries make of files that anybody may have written
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "trust_remote_code" in str(error):
-            reason = "it brings its own code; if you trust it, --set model.trust_remote_code=true"
+            reason = f"it brings its own code, which runs only if you trust it: --trust-remote-code {shlex.quote(config.name)}"
+        elif isinstance(error, SafetensorError):
+            reason = f"a file is damaged ({reason})"
         elif "safetensors" in str(error):
             reason += " (seqtune reads safetensors only, because other weight files can run code)"
         raise ModelError(f"the {what} of {config.name!r} cannot be loaded: {reason}") from None
+
+
+def _folder(config: ModelConfig) -> Path | None:
+    """Where a model lies on this machine, a GGUF file's safetensors made if they are not there yet; `None` for a hub id."""
+    file = gguf_file(config.name)
+    return local_folder(config) if file is None else gguf.converted(file)
+
+
+def _file(config: ModelConfig, name: str) -> Path | None:
+    """A file of a model, fetched if it is on the hub; `None` if there is no such file."""
+    folder = _folder(config)
+    if folder is not None:
+        return folder / name if os.path.lexists(folder / name) else None
+    kinds = ("gated_repo", "missing_entries", "connection_errors")
+    quiet = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    found = cached_file(config.name, name, revision=config.revision, **quiet)
+    return Path(found) if found else None
+
+
+def _read_settings(config: ModelConfig) -> None:
+    """Look at a model's JSON files before transformers does, which does not say which one is damaged."""
+    for name in SETTINGS:
+        path = _file(config, name)
+        if path is not None:
+            weight_files.read_settings(path)
+
+
+def check_weights(config: ModelConfig) -> Path | None:
+    """Look at a model's weight files before any library reads them; whoever made them is not trusted.
+
+    Returns:
+        The file to name in an error: the weights or their index; `None` if there is neither, which transformers explains.
+
+    Raises:
+        ModelError: a file is damaged, lies elsewhere, is no safetensors file, or holds less than the configuration says.
+    """
+    if _file(config, "adapter_config.json") is not None:
+        raise ModelError(
+            f"{config.name!r} holds an adapter of peft, which names its base itself, and what a folder says is not followed; "
+            "merge it into its base first (peft: merge_and_unload), or name a run that seqtune made"
+        )
+    single, index = (_file(config, name) for name in (weight_files.SINGLE, weight_files.INDEX))
+    main = single or index
+    if main is None:
+        return None
+    shapes: weight_files.Shapes = {}
+    for path in (
+        [single] if single else [_file(config, name) or main.with_name(name) for name in weight_files.shard_names(main)]
+    ):
+        if not path.is_file():
+            raise weight_files.damaged(path, "it is not there, but its index names it")
+        weight_files.check_place(path, main.parent)
+        shapes |= weight_files.shapes_in(path)
+    _check_amount(config, shapes, main)
+    return main
+
+
+def _check_amount(config: ModelConfig, shapes: weight_files.Shapes, file: Path) -> None:
+    """Refuse weights that are fewer than the configuration wants, before memory is taken for what it wants."""
+    settings = load_model_config(config)
+    held = sum(math.prod(shape) for shape in shapes.values())
+    layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
+    wanted = num_parameters(config) if isinstance(layers, int) and layers <= len(shapes) else math.inf
+    if held < wanted and getattr(settings, "quantization_config", None) is None:  # packed weights are fewer
+        raise ModelError(
+            f"{str(file)!r} holds {len(shapes):,} tensors with {held:,} weights, and config.json beside it describes a model "
+            f"with {wanted:,} in {layers:,} layers; they do not belong together, or a file is incomplete: fetch it again"
+        )
 
 
 def load_model_config(config: ModelConfig) -> Any:
@@ -54,6 +125,7 @@ def load_model_config(config: ModelConfig) -> Any:
     Raises:
         ModelError: it cannot be found or read.
     """
+    _read_settings(config)
     return _load(AutoConfig, config, "configuration")
 
 
@@ -63,6 +135,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded, or has no fast (Rust) version.
     """
+    _read_settings(config)
     tokenizer = _load(AutoTokenizer, config, "tokenizer")
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {config.name!r} has no tokenizer.json; seqtune needs a fast tokenizer")
@@ -83,10 +156,10 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
         if config.init == "random":
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(
-                load_model_config(config), trust_remote_code=config.trust_remote_code, dtype=torch.float32
+                load_model_config(config), trust_remote_code=config.runs_code, dtype=torch.float32
             )
         else:
-            model = _load(AutoModelForCausalLM, config, "weights", dtype=torch.float32, use_safetensors=True)
+            model = _load_weights(config)
     except ValueError as error:
         raise ModelError(f"{config.name!r} is no causal language model: {str(error).splitlines()[0]}") from None
     finally:
@@ -97,6 +170,27 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     return model
 
 
+def _load_weights(config: ModelConfig) -> PreTrainedModel:
+    """The pretrained weights, all of them: transformers itself would fill a gap with random numbers and go on.
+
+    Raises:
+        ModelError: tensors are missing, left over or of another shape.
+    """
+    _read_settings(config)
+    file = check_weights(config)
+    options = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, found = _load(AutoModelForCausalLM, config, "weights", dtype=torch.float32, **options)
+    kinds = {"missing": "missing", "unexpected": "not of this model", "mismatched": "of another shape"}
+    wrong = {said: sorted(str(key) for key in found[f"{kind}_keys"]) for kind, said in kinds.items()}
+    if any(wrong.values()):
+        shown = "; ".join(f"{len(names)} {said} ({', '.join(names[:3])})" for said, names in wrong.items() if names)
+        raise ModelError(
+            f"the tensors in {str(file)!r} are not those of the model that config.json beside it describes: {shown}. "
+            "Put both files back from the same copy, or fetch or train the model again"
+        )
+    return model
+
+
 def load_architecture(config: ModelConfig) -> PreTrainedModel:
     """The model without its weights, on torch's device `meta`: to count, or for those who read the weights themselves.
 
@@ -104,7 +198,7 @@ def load_architecture(config: ModelConfig) -> PreTrainedModel:
         ModelError: it cannot be found or read.
     """
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.trust_remote_code)
+        return AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.runs_code)
 
 
 def num_parameters(config: ModelConfig) -> int:

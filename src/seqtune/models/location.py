@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from seqtune import folders, runs
-from seqtune.config import ModelConfig
+from seqtune import folders, progress, runs
+from seqtune.config import Config, ModelConfig, load_config
 from seqtune.errors import ModelError, did_you_mean
 
 ADAPTER_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
@@ -76,6 +77,48 @@ def local_folder(config: ModelConfig) -> Path | None:
     return path if path.is_dir() else None
 
 
+def base_of(run: Path, trusted: Sequence[str] = ()) -> Config:
+    """The settings of a run, with a base that may be loaded.
+
+    What a run folder says is no permission: a base that it names is not fetched, and no code of it runs, unless this command
+    trusts it by name. One that this machine has fetched before is taken from there, as it is.
+
+    Args:
+        run: a run folder, whoever made it.
+        trusted: models whose code may run.
+
+    Raises:
+        ModelError: the base is on the hub, not here, and nobody has agreed to fetch it.
+    """
+    settings = load_config(run / "config.yaml")
+    base = settings.model.model_copy(update={"trust_remote_code": tuple(trusted)})
+    repository, file = _on_hub(base.name)
+    if repository and not base.runs_code:
+        try:
+            cached = huggingface_hub.try_to_load_from_cache(repository, file or "config.json", revision=base.revision)
+        except HFValidationError:
+            cached = None
+        if isinstance(cached, str):
+            base = base.model_copy(update={"name": cached if file else str(Path(cached).parent)})
+        elif not progress.confirmed(f"the run {str(run)!r} names the base {base.name!r} on the hub; fetch it?"):
+            raise ModelError(
+                f"the run {str(run)!r} names the base {base.name!r}, which is not on this machine, and what a run folder says "
+                f"is no permission to fetch it; if you trust it: hf download {repository}, then the same command again"
+            )
+    return settings.model_copy(update={"model": base})
+
+
+def _on_hub(name: str) -> tuple[str, str]:
+    """Repository and GGUF file that a name stands for on the hub; nothing for what is on this machine."""
+    if name.startswith("hf://"):
+        owner, _, rest = name.removeprefix("hf://").partition("/")
+        repository, _, file = rest.partition("/")
+        return f"{owner}/{repository}", file
+    path = Path(name).expanduser()
+    local = name.startswith(("builtin:", "package:", ".", "~", "/")) or name.lower().endswith(".gguf") or path.is_dir()
+    return ("", "") if local else (name, "")
+
+
 def holds_adapter(run: Path) -> bool:
     """True for the folder of a run that trained an adapter."""
     return (run / "model" / ADAPTER_SETTINGS).exists()
@@ -102,12 +145,11 @@ def gguf_file(name: str) -> Path | None:
 
 
 def _from_hub(name: str) -> Path:
-    owner, _, rest = name.removeprefix("hf://").partition("/")
-    repository, _, file = rest.partition("/")
-    if not (owner and repository and file):
+    repository, file = _on_hub(name)
+    if not (file and all(repository.split("/"))):
         raise ModelError(f"{name!r}: write hf://OWNER/NAME/FILE.gguf")
     try:
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{repository}", file))
+        return Path(huggingface_hub.hf_hub_download(repository, file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name!r} cannot be fetched from the hub: {reason}") from None

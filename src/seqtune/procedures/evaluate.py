@@ -33,6 +33,7 @@ class Questions:
         decode: settings that differ from the run's own, such as `{"num_beams": 5}`.
         task: a pack's task whose metrics and verifier to use instead of the run's.
         baselines: score the tools that a task compares with, too.
+        trusted: models whose own Python code may run, by name.
     """
 
     data: str
@@ -42,6 +43,7 @@ class Questions:
     decode: Mapping[str, Any] = field(default_factory=dict)
     task: str | None = None
     baselines: bool = True
+    trusted: tuple[str, ...] = ()
 
 
 def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
     examples, rejected = _read(questions, task)
     has_metrics = task.pack is not None and task.pack.metrics is not None
     training = training_rows(Path(run)) if questions.baselines and has_metrics else None
-    predictor = Predictor.of_run(run, questions.decode, questions.task)
+    predictor = Predictor.of_run(run, questions.decode, questions.task, questions.trusted)
     check_packages(task, predictor.decode)
     if out:
         out.mkdir(parents=True, exist_ok=True)

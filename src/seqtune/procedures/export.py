@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from seqtune.errors import RunError
 from seqtune.models import loading
 from seqtune.models.adapters import load_merged
 from seqtune.models.loading import save_model
+from seqtune.models.location import base_of
 from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
 from seqtune.records import Example
 from seqtune.runs import is_complete, read_kept_tokens
@@ -22,7 +24,9 @@ from seqtune.scoring.evaluate import read_predictions
 from seqtune.tokens.encode import Encoder
 
 
-def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verified: int = 0) -> dict[str, Any]:
+def export(
+    run: Path, folder: Path, *, full_vocabulary: bool = False, num_verified: int = 0, trusted: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write a standard Hugging Face folder.
 
     Args:
@@ -30,6 +34,7 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
         folder: where to write.
         full_vocabulary: put a trimmed model's rows back into its base's vocabulary; all other rows are the base's.
         num_verified: predict this many of the run's stored test inputs again with what was written.
+        trusted: models whose own Python code may run, by name; what the run's folder says about that does not count.
 
     Returns:
         `num_tokens` of the vocabulary, and `num_verified` with `num_different` predictions among them.
@@ -42,16 +47,16 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{str(folder)!r} exists and is not empty; choose another --out")
     config = load_config(run / "config.yaml")
-    source, task = ModelConfig(name=str(run)), Task.load(run / "task.yaml")
+    source, task = ModelConfig(name=str(run), trust_remote_code=tuple(trusted)), Task.load(run / "task.yaml")
     model, tokenizer = load_merged(source, config.train.seed), loading.load_tokenizer(source)
     kept = read_kept_tokens(run)
     if full_vocabulary and kept is not None:
-        model, tokenizer = _whole(config, model, tokenizer, np.array(kept))
+        model, tokenizer = _whole(base_of(run, trusted), model, tokenizer, np.array(kept))
     size = int(model.config.get_text_config().vocab_size)
     end = Encoder(tokenizer, loading.max_length(model.config, source), size, roles=task.rendering.roles).end
     save_model(model, tokenizer, folder, end)
     facts = {"num_tokens": size}
-    return facts | (_replay(config, task, run, folder, num_verified) if num_verified else {})
+    return facts | (_replay(run, folder, task, num_verified, source.trusted_with(folder)) if num_verified else {})
 
 
 def _whole(
@@ -66,12 +71,12 @@ def _whole(
     return base, tokenizer
 
 
-def _replay(config: Config, task: Task, run: Path, folder: Path, count: int) -> dict[str, int]:
+def _replay(run: Path, folder: Path, task: Task, count: int, trusted: Sequence[str]) -> dict[str, int]:
     stored = run / "predictions.jsonl"
     if not stored.exists():
         raise RunError(f"{str(run)!r} holds no predictions to verify with; its split had no test rows")
     before = read_predictions(str(stored))[:count]
-    predictor = Predictor.of_model(str(folder), task, config.decode)
+    predictor = Predictor.of_model(str(folder), task, load_config(run / "config.yaml").decode, trusted)
     after = predict_with_progress(
         predictor, [Example(p.id, p.input, None, p.fields, context=p.context) for p in before], "verify"
     )

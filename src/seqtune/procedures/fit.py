@@ -171,7 +171,7 @@ def _finish(
         tokenizer.save_pretrained(folder / "model")
     metrics = None
     if prepared.examples["test"]:
-        predictor = Predictor.of_run(str(folder))
+        predictor = Predictor.of_run(str(folder), trusted=config.model.trusted_with(folder))
         metrics = answer_and_score(predictor, prepared.examples["test"], prepared.examples["train"], folder, quiet=quiet)
     text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model))
     runs.write_text(folder / "README.md", text)

@@ -162,7 +162,7 @@ def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
     runs.write_json(file, cost)
     started = time.monotonic()
     try:
-        peak = process(["fit", str(settings), "--resume"])
+        peak = process(["fit", str(settings), "--resume", *_trust(point.config.model.trust_remote_code)])
         cost["peak_mib"] = max(cost["peak_mib"] or 0, peak)
     finally:
         cost["wall_seconds"] = None if spent is None else round(spent + time.monotonic() - started, 1)
@@ -212,9 +212,14 @@ def _evaluate(point: Point, process: Process) -> None:
     runs.write_json(folder / DECODE, point.config.decode.model_dump())
     decode = [f"decode.{k}={json.dumps(v)}" for k, v in point.config.decode.model_dump().items()]
     flags = [flag for text in decode for flag in ("--set", text)]
+    flags += _trust(point.config.model.trusted_with(point.run))
     started = time.monotonic()
     peak = process(["evaluate", str(point.run), str(point.run), "--no-baselines", "--out", str(folder), *flags])
     runs.write_json(folder / FACTS, {"evaluation_seconds": round(time.monotonic() - started, 1), "evaluation_peak_mib": peak})
+
+
+def _trust(names: Sequence[str]) -> list[str]:
+    return [flag for name in names for flag in ("--trust-remote-code", name)]
 
 
 def training_facts(run: Path) -> Path:

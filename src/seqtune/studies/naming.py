@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import runs
-from seqtune.config import Config, ModelConfig, load_config
+from seqtune.config import Config, ModelConfig
 from seqtune.errors import ModelError
-from seqtune.models.location import gguf_file, holds_adapter, local_folder
+from seqtune.models.location import base_of, gguf_file, holds_adapter, local_folder
 
 PACKAGE = Path(str(resources.files("seqtune")))
 DEFAULTS = ("training/defaults.py", "tokens/preparation.py")
@@ -52,16 +52,15 @@ def _base(model: ModelConfig) -> list[str]:
         if file is not None:
             return [f"{file.name} {file_digest(file)}"]
         folder = local_folder(model)
+        run = folder.parent if folder else None
+        below = _base(base_of(run).model) if run and holds_adapter(run) else []
     except ModelError:  # said when the point is run
         return []
     if folder is None:
         return []
     files = sorted(path for path in folder.iterdir() if path.suffix in BASE_FILES and path.is_file())
-    below: list[str] = []
-    run = folder.parent
-    if holds_adapter(run):
+    if run and holds_adapter(run):
         files += [path for path in (run / "config.yaml", run / runs.VOCABULARY) if path.exists()]
-        below = _base(load_config(run / "config.yaml").model)
     return [f"{path.name} {file_digest(path)}" for path in files] + below
 
 

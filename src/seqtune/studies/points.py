@@ -89,6 +89,7 @@ class Study(Section):
     store: str | None = Field(default=None, description="folder of the runs; default: `runs` beside `out`")
     jobs: PositiveInt = Field(default=1, description="points run at once; they share the processors")
     cpus: PositiveInt | None = Field(default=None, description="with --ray: processors of a point; default: as on this machine")
+    trusted: tuple[str, ...] = Field(default=(), exclude=True, description="set by --trust-remote-code alone, not by a file")
     gpus: float = Field(default=0.0, ge=0, description="with --ray: GPUs of a point; 0.5 lets two share one")
 
     @model_validator(mode="after")
@@ -165,13 +166,17 @@ def evaluation_folder(run: Path, decode: DecodeConfig) -> Path:
     return run / "evaluations" / digest(decode.model_dump())
 
 
-def load_study(path: Path) -> Study:
+def load_study(path: Path, trusted: Sequence[str] = ()) -> Study:
     """Read a study file.
+
+    Args:
+        path: YAML.
+        trusted: models whose own Python code may run, by name; what the file says about that does not count.
 
     Raises:
         ConfigError: it is missing, or a key or axis is wrong; names all of them.
     """
-    study: Study = validate(Study, read_yaml_mapping(path, "study"))
+    study: Study = validate(Study, read_yaml_mapping(path, "study")).model_copy(update={"trusted": tuple(trusted)})
     known = {*leaves(Config()), "data.split"}
     named = (*study.axes, *(k for p in study.points for k in p), *(study.search.space if study.search else ()))
     unknown = [key for key in named if key not in known]
@@ -201,7 +206,7 @@ def make_point(study: Study, values: dict[str, Any], budget: Budget | None, seed
     Raises:
         ConfigError: its settings do not go together.
     """
-    overrides: dict[str, Any] = dict(values) | {"train.seed": seed}
+    overrides: dict[str, Any] = dict(values) | {"train.seed": seed, "model.trust_remote_code": study.trusted}
     shown = dict(values) | {"seed": seed}
     if budget is not None:
         value: Any = int(budget.value) if budget.kind in ("steps", "target_tokens") else budget.value

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqtune import plugins, runs
+from seqtune import plugins, progress, runs
 from seqtune.config import Config, DataConfig, load_config
 from seqtune.data.layouts import SAID, layout_of
 from seqtune.data.sources import check_rejected_share, open_table, read_examples
@@ -284,6 +284,8 @@ def _group_function(config: Config) -> Callable[[list[Example]], list[str]] | No
 def training_rows(folder: Path) -> list[Example]:
     """The rows that a run was trained on, read again; none if it is no run folder or its table has gone.
 
+    A table on the hub counts as gone unless somebody at the terminal agrees: what a run folder says is no permission to fetch.
+
     Raises:
         DataError: the table is there and cannot be read.
     """
@@ -291,7 +293,12 @@ def training_rows(folder: Path) -> list[Example]:
     if not stored.exists():
         return []
     config = load_config(stored)
-    if not config.data.path or (not config.data.path.startswith("hf://") and not Path(config.data.path).exists()):
+    table = config.data.path or ""
+    if table.startswith("hf://"):
+        there = progress.confirmed(f"the run {str(folder)!r} was trained on {table}; fetch it for the baselines?")
+    else:
+        there = bool(table) and Path(table).exists()
+    if not there:
         return []
     dealt = read_splits(config, [])
     _leave_out(dealt, config.data)

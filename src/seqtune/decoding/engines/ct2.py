@@ -69,7 +69,7 @@ class CTranslate2Engine:
         if folder is None or not folder.is_dir():
             raise ConfigError("decode.engine = 'ctranslate2' needs a run or model folder on disk")
         self.end, self.config = end, config
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         weights, device = resolved(config), "cuda" if self.package.get_cuda_device_count() else "cpu"
         threads = {"intra_threads": torch.get_num_threads()} if device == "cpu" else {}
         converted = folder.parent / f"{folder.name}-ctranslate2-{weights}"
