@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import os
 import re
 import shutil
-from contextlib import suppress
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -20,9 +27,11 @@ INSIDE = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
     "adapter.json", "adapter_config.json", "state.json", "model.bin", "vocabulary.json", "metrics.json", "predictions.jsonl",
     "rejected.jsonl", "task.yaml", "decode.json", "study.json", "report.html", "log.jsonl", "events.out.tfevents.*",
-    "hparams.yml",
+    "hparams.yml", "manifest.json", "step-*",
 )  # fmt: skip
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)")
+MARK = "seqtune made this folder ({kind}). It replaces and removes its own files in it and leaves others alone.\n"
+HELD = "It is being written by "
+TEMPORARY = re.compile(r"(?:\.old)?\.(?P<name>.+)\.(?P<pid>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +86,7 @@ def create(folder: Path, kind: Kind) -> None:
     """Make a folder, known as ours from then on; one that is there already only gets its marker."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_ours(folder, kind):
-        text = f"seqtune made this folder ({kind.name}). It replaces and removes its own files in it and leaves others alone.\n"
-        (folder / kind.marker).write_text(text, encoding="utf-8")
+        (folder / kind.marker).write_text(MARK.format(kind=kind.name), encoding="utf-8")
         sync(folder)
 
 
@@ -104,7 +112,7 @@ def foreign(folder: Path, kind: Kind) -> list[str]:
     """Paths in a folder that seqtune did not write."""
     ours = artefacts(folder, kind)
     names = {kind.marker, *(path.name for path in ours)}
-    found = [p for p in folder.iterdir() if p.name not in names and _writer(p, kind) is None]
+    found = [p for p in folder.iterdir() if p.name not in names and _writer(p, kind.artefacts) is None]
     for top in (path for path in ours if path.is_dir() and not path.is_symlink()):
         known = set(written(top))
         found += [p for parent, _, files in os.walk(top) for name in files if (p := Path(parent) / name) not in known]
@@ -128,12 +136,112 @@ def remove(folder: Path, kind: Kind) -> None:
 
 
 def sweep(folder: Path, kind: Kind) -> None:
-    """Remove the half-written files of processes that were killed."""
-    for path in folder.iterdir():
-        pid = _writer(path, kind)
-        # nothing of this process is here yet; in a container its number may be that of the process that was killed
-        if pid is not None and (pid == os.getpid() or not psutil.pid_exists(pid)):
+    """Remove the half-written files of processes that were killed, also those in the folders that seqtune makes in it."""
+    tops = [path for path in artefacts(folder, kind) if path.is_dir() and not path.is_symlink()]
+    inside = [(path, INSIDE) for top in tops for path in top.rglob(".*")]
+    for path, patterns in [*((path, kind.artefacts) for path in folder.iterdir()), *inside]:
+        if _is_left(path, patterns):
             _remove(path)
+
+
+def _is_left(path: Path, patterns: Sequence[str]) -> bool:
+    pid = _writer(path, patterns)
+    # nothing of this process is here yet; in a container its number may be that of the process that was killed
+    return pid is not None and (pid == os.getpid() or not psutil.pid_exists(pid))
+
+
+@contextmanager
+def writing(path: Path, aside: Path | None = None) -> Iterator[Path]:
+    """Write a file or a folder that is there as a whole or not at all: the one way in which seqtune writes.
+
+    After a kill, a full disk or a power failure at any moment, what was there before is there still. What processes that were
+    killed have left of their attempts is removed.
+
+    Args:
+        path: what it is to be called.
+        aside: where an older folder of that name is put in the moment of exchange; without it, one that is not empty stays.
+
+    Yields:
+        A hidden name beside it, to write under.
+
+    Raises:
+        OSError: the disk is full, or there is a folder of that name.
+
+    Example:
+        with writing(folder / "weights") as hidden:
+            save(hidden)
+    """
+    with scratch(path) as hidden:
+        yield hidden
+        for part in (*sorted(hidden.rglob("*")), hidden):  # brought to the disk before it has its name
+            sync(part)
+        if not hidden.is_dir():
+            hidden.replace(path)
+        elif aside is None or not path.exists():
+            hidden.rename(path)
+        else:  # the file system cannot exchange folders at once
+            _remove(aside)
+            path.rename(aside)
+            hidden.rename(path)
+            _remove(aside)
+        sync(path.parent)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A hidden name beside a path, for a file or a folder that is removed in the end; so is what killed processes have left."""
+    hidden = temporary(path)
+    if path.parent.is_dir():
+        for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
+            if _is_left(left, (glob.escape(path.name),)):
+                _remove(left)
+    try:
+        yield hidden
+    finally:
+        _remove(hidden)
+
+
+def aside(path: Path) -> Path:
+    """A hidden name for a folder that is being replaced."""
+    return path.with_name(f".old{temporary(path).name}")
+
+
+@contextmanager
+def held(folder: Path, kind: Kind) -> Iterator[None]:
+    """Keep a folder for this process until the block or the process ends, however that ends; its marker file is the lock.
+
+    It is a lock of POSIX (fcntl), which network file systems know too; where one does not, nothing is locked.
+
+    Args:
+        folder: one of ours.
+        kind: its kind.
+
+    Raises:
+        RunError: another process holds it; says which, on which machine and since when.
+    """
+    with (folder / kind.marker).open("r+", encoding="utf-8") as marker:
+        try:
+            fcntl.lockf(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # no locks here
+                yield
+                return
+            _, known, holder = marker.read().rpartition(HELD)
+            holder = holder.strip() if known else "another process"
+            raise RunError(
+                f"{str(folder)!r} is being written by {holder}; wait until it has ended, stop it, or choose another --out"
+            ) from None
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        _mark(marker, kind, f"{HELD}process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        yield
+        _mark(marker, kind, "")
+
+
+def _mark(marker: IO[str], kind: Kind, holder: str) -> None:
+    marker.seek(0)
+    marker.truncate()
+    marker.write(MARK.format(kind=kind.name) + holder)
+    marker.flush()
 
 
 def temporary(path: Path) -> Path:
@@ -153,10 +261,10 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _writer(path: Path, kind: Kind) -> int | None:
-    """The process whose temporary file this is; `None` if it is none of an artefact."""
+def _writer(path: Path, patterns: Sequence[str]) -> int | None:
+    """The process whose temporary file this is; `None` if it is none of a file of ours."""
     found = TEMPORARY.fullmatch(path.name)
-    if found is None or not any(fnmatch(found["name"], pattern) for pattern in kind.artefacts):
+    if found is None or not any(fnmatch(found["name"], pattern) for pattern in patterns):
         return None
     return int(found["pid"])
 

@@ -74,30 +74,29 @@ RUN = Kind(
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is there as a whole or not at all, also after a kill or a power failure."""
-    hidden = folders.temporary(path)
-    try:
-        with hidden.open("w", encoding="utf-8", errors="backslashreplace") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        hidden.replace(path)
-        folders.sync(path.parent)
-    finally:
-        hidden.unlink(missing_ok=True)
+    with folders.writing(path) as hidden:
+        hidden.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, **needed: type) -> dict[str, Any]:
     """Read a JSON object that was written into a run folder.
+
+    Args:
+        path: the file.
+        needed: what it must hold, and of which type.
 
     Raises:
         RunError: the file is damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from None
     if not isinstance(content, dict):
         raise damaged(path, "no JSON object")
+    for key, kind in needed.items():
+        if not isinstance(content.get(key), kind):
+            raise damaged(path, f"no {key!r} as seqtune writes it")
     return content
 
 
@@ -193,7 +192,7 @@ def open_run(config: Config, folder: Path, fingerprint: str, *, resume: bool, ov
     compared = leaves if is_complete(folder) else weight_settings
     check_unchanged(*({k: v for k, v in compared(c).items() if k != "out"} for c in (load_config(stored), config)))
     data = folder / "data.json"
-    if data.exists() and read_json(data)["fingerprint"] != fingerprint:
+    if data.exists() and read_json(data, fingerprint=str)["fingerprint"] != fingerprint:
         raise RunError("--resume needs the data that the run began with; the table or the tokenizer has changed since")
     return True
 
@@ -220,7 +219,12 @@ def write_kept_tokens(folder: Path, kept: list[int]) -> None:
 def read_kept_tokens(folder: Path) -> list[int] | None:
     """What `write_kept_tokens` noted; `None` if the vocabulary is whole."""
     path = folder / VOCABULARY
-    return read_json(path)["kept_tokens"] if path.exists() else None
+    if not path.exists():
+        return None
+    kept = read_json(path, kept_tokens=list)["kept_tokens"]
+    if not all(isinstance(token, int) and token >= 0 for token in kept):
+        raise damaged(path, "token ids are whole numbers from 0 on")
+    return kept
 
 
 def is_complete(folder: Path) -> bool:
@@ -228,16 +232,79 @@ def is_complete(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a `checkpoints` folder, the newest last."""
+    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a `checkpoints` folder."""
-    found = sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name))
-    return found[-1] if found else None
+    """The newest of them."""
+    return next(reversed(checkpoints(folder)), None)
 
 
 def finish(folder: Path) -> None:
-    """Write the manifest: every artefact with its size and SHA-256; its presence says that the run is complete."""
-    entries = {str(path.relative_to(folder)): _entry(path) for path in _files(folder)}
+    """Write the manifest of a run; its presence says that the run is complete."""
+    write_manifest(folder, _files(folder))
+
+
+def write_manifest(folder: Path, files: Iterable[Path]) -> None:
+    """Write down each file with its size and SHA-256, the last thing that is done to a folder."""
+    entries = {str(path.relative_to(folder)): _entry(path) for path in files}
     write_json(folder / MANIFEST, {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "files": entries})
+
+
+def differences(folder: Path, *parts: str) -> dict[str, str]:
+    """What is no longer as the manifest says: a file's name, and what is wrong with it.
+
+    Args:
+        folder: of a run or a checkpoint; without a manifest there is nothing to compare with.
+        parts: beginnings of the names to look at; all without any.
+
+    Raises:
+        RunError: the manifest itself is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    wrong = {}
+    for name, noted in read_json(path, files=dict)["files"].items():
+        if Path(name).is_absolute() or ".." in Path(name).parts or not isinstance(noted, dict):
+            raise damaged(path, f"an entry {name!r}")
+        if parts and not name.startswith(parts):
+            continue
+        file = folder / name
+        if not file.is_file():
+            wrong[name] = "it is missing"
+        elif file.stat().st_size != noted.get("bytes"):
+            wrong[name] = f"it has {file.stat().st_size:,} bytes instead of {noted.get('bytes'):,}"
+        elif _digest(file) != noted.get("sha256"):
+            wrong[name] = "its content is not what was written"
+    return wrong
+
+
+def verify(folder: Path) -> dict[str, str]:
+    """Compare every file of a finished run, and of its checkpoints, with what was written.
+
+    Files beside the model that are not in the manifest count, because a model is read from its whole folder.
+
+    Returns:
+        What differs: a file's name, and what is wrong with it.
+
+    Raises:
+        RunError: it is no finished run, or its manifest is damaged.
+    """
+    if not is_complete(folder):
+        raise RunError(f"{str(folder)!r} is no finished run: there is no {MANIFEST} in it to compare with")
+    wrong = differences(folder)
+    listed = read_json(folder / MANIFEST, files=dict)["files"]
+    wrong |= {name: "nobody wrote it down" for name in _names(folder, (folder / "model").rglob("*")) if name not in listed}
+    for checkpoint in checkpoints(folder / "checkpoints"):
+        wrong |= {str((checkpoint / name).relative_to(folder)): why for name, why in differences(checkpoint).items()}
+    return wrong
+
+
+def _names(folder: Path, files: Iterable[Path]) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in files if path.is_file())
 
 
 def _files(folder: Path) -> list[Path]:
@@ -250,10 +317,13 @@ def _files(folder: Path) -> list[Path]:
 def _entry(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, once it is safely on the disk."""
     folders.sync(path)
-    with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
     folders.sync(path.parent)
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ VERBS = [
     "report",
     "score",
     "study",
+    "verify",
 ]
 ARTEFACTS = {
     ".seqtune-run", "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",

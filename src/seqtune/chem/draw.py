@@ -9,6 +9,7 @@ from pathlib import Path
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
+from seqtune import folders
 from seqtune.chem import molecules
 from seqtune.errors import ConfigError
 from seqtune.records import Prediction
@@ -50,7 +51,8 @@ def grid(predictions: Sequence[Prediction], path: Path) -> None:
         drawer.DrawMolecule(mol, legend=_legend(text, status))
     drawer.FinishDrawing()
     content = drawer.GetDrawingText()
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with folders.writing(path) as hidden:
+        hidden.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def picture(text: str) -> str:

@@ -6,7 +6,6 @@ duplicates are found at the end from 16 bytes a row on disk. Memory does not gro
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import polars
 from polars.io.plugins import register_io_source
 
+from seqtune import folders
 from seqtune.chem import opsin
 from seqtune.chem.curation import Curated, Curation, curate
 from seqtune.chem.isolation import Failure, Workers, workers
@@ -91,10 +91,11 @@ def write_table(frames: Frames, curation: Curation, out: Path, counts: Counter[s
     """
     check_kind(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        with _Writer(Path(folder) / f"final{out.suffix}") as final, _Writer(Path(folder) / "dropped.parquet") as dropped:
+    with folders.scratch(out.with_name(f"{out.name}.parts")) as folder:
+        folder.mkdir()
+        with _Writer(folder / f"final{out.suffix}") as final, _Writer(folder / "dropped.parquet") as dropped:
             if curation.reads_structures:
-                _write_different(frames, Path(folder), final, dropped, counts)
+                _write_different(frames, folder, final, dropped, counts)
             else:
                 for frame in frames:
                     counts["kept"] += frame.height
@@ -102,8 +103,10 @@ def write_table(frames: Frames, curation: Curation, out: Path, counts: Counter[s
         if not counts["kept"]:
             raise DataError(f"no row is kept; {_account(counts)}")
         if dropped.path.exists():
-            dropped.path.replace(out.with_name(out.name + ".dropped.parquet"))
-        final.path.replace(out)
+            with folders.writing(out.with_name(out.name + ".dropped.parquet")) as hidden:
+                dropped.path.replace(hidden)
+        with folders.writing(out) as hidden:
+            final.path.replace(hidden)
     return {rule: number for rule, number in counts.items() if number}
 
 

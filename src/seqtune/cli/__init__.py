@@ -25,6 +25,7 @@ from seqtune.cli import (  # noqa: F401
     report,
     score,
     study,
+    verify,
 )  # isort: skip  # fmt: skip
 from seqtune.cli.app import run_app
 

@@ -23,6 +23,7 @@ from seqtune.models.location import holds_adapter, local_folder
 from seqtune.models.machine import best_device
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate
+from seqtune.runs import VOCABULARY, differences
 from seqtune.tokens.encode import Encoder
 
 DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
@@ -87,6 +88,9 @@ class Predictor:
         """
         if is_run(run) and not (Path(run) / "model").exists():
             raise RunError(f"{run!r} has no model yet; finish the training with `seqtune fit ... --resume`")
+        for name, why in differences(Path(run), "model/", "config.yaml", "task.yaml", VOCABULARY).items():
+            said = f"{Path(run) / name}: {why}; answers may not be those that were scored (seqtune verify {run} checks all)"
+            progress.console().print(f"warning: {said}", style="yellow", markup=False)
         return cls.of_model(run, task_of(run, plugin), decode_settings(run, decode or {}), trusted)
 
     @classmethod

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 import struct
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from seqtune import folders, plugins
@@ -47,18 +47,17 @@ def converted(file: Path) -> Path:
         return final
     if find_spec("gguf") is None:
         raise MissingDependencyError("gguf", "gguf", f"reading {file.name!r}")
-    console().print(f"reading {file.name}: dequantised once, kept in {final}", markup=False)
     final.parent.mkdir(parents=True, exist_ok=True)
-    hidden = folders.temporary(final)
-    try:
-        _convert(file, hidden)
-        hidden.rename(final)
-    except OSError:
-        if not final.exists():  # else another process was quicker
-            raise
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+    with FileLock(final.with_name(f".{final.name}.lock")):  # one process converts, and the others wait for it
+        if not final.exists():
+            _make(file, final)
     return final
+
+
+def _make(file: Path, final: Path) -> None:
+    console().print(f"reading {file.name}: dequantised once, kept in {final}", markup=False)
+    with folders.writing(final) as hidden:
+        _convert(file, hidden)
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -64,7 +64,10 @@ def _file(config: ModelConfig, name: str) -> Path | None:
         return folder / name if os.path.lexists(folder / name) else None
     kinds = ("gated_repo", "missing_entries", "connection_errors")
     quiet = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
-    found = cached_file(config.name, name, revision=config.revision, **quiet)
+    try:
+        found = cached_file(config.name, name, revision=config.revision, **quiet)
+    except (OSError, ValueError):  # transformers, which asks next, says what is wrong with the name
+        return None
     return Path(found) if found else None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
+from seqtune import folders
 from seqtune.config import Config, ModelConfig, load_config
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
@@ -54,7 +55,8 @@ def export(
         model, tokenizer = _whole(base_of(run, trusted), model, tokenizer, np.array(kept))
     size = int(model.config.get_text_config().vocab_size)
     end = Encoder(tokenizer, loading.max_length(model.config, source), size, roles=task.rendering.roles).end
-    save_model(model, tokenizer, folder, end)
+    with folders.writing(folder) as hidden:
+        save_model(model, tokenizer, hidden, end)
     facts = {"num_tokens": size}
     return facts | (_replay(run, folder, task, num_verified, source.trusted_with(folder)) if num_verified else {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ class Fitted:
     metrics: dict[str, Any] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a training begins with: the model, the adapter on it, and whether a run is continued or was replaced."""
+
+    model: PreTrainedModel
+    adapter: Adapter | None
+    continuing: bool
+    overwrite: bool
+
+
 def run_folder(config: Config) -> Path:
     """Where the run goes: `out`, or `runs/` and the data file's name."""
     return Path(config.out) if config.out else Path("runs") / Path(config.data.path or "run").name.split(".")[0]
@@ -66,8 +77,19 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     model, adapter = starting_point(config, prepared)
     for note in prepared.notes:
         say(note)
-    continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
-    if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
+    with ExitStack() as held:
+        if process.is_main_process:
+            runs.check_free(config, folder, resume=resume, overwrite=overwrite)
+            folders.create(folder, runs.RUN)
+            held.enter_context(folders.held(folder, runs.RUN))
+        continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
+        return _train_in(folder, config, prepared, Start(model, adapter, continuing, overwrite), quiet)
+
+
+def _train_in(folder: Path, config: Config, prepared: Prepared, start: Start, quiet: bool) -> Fitted:
+    """Train and write everything down, in a folder that is this process's own."""
+    process, say = process_state(), _speaker(quiet)
+    if start.overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
         say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}")
     if runs.is_complete(folder):
         say(f"{folder} is complete already")
@@ -75,9 +97,9 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
         return Fitted(folder, {"reason": "complete"}, runs.read_json(metrics) if metrics.exists() else None)
     if prepared.rejected:
         say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl")
-    trainer = _trainer(config, prepared, model, folder)
-    outcome = _train(trainer, continuing=continuing, quiet=quiet)
-    metrics = _finish(trainer, adapter, prepared, config, outcome, quiet) if trainer.is_main else None
+    trainer = _trainer(config, prepared, start.model, folder)
+    outcome = _train(trainer, continuing=start.continuing, quiet=quiet)
+    metrics = _finish(trainer, start.adapter, prepared, config, outcome, quiet) if trainer.is_main else None
     return Fitted(folder, outcome_summary(outcome), metrics)
 
 
@@ -163,12 +185,13 @@ def _finish(
     """Save the model; answer the test rows with what was saved, as `predict` would; card and manifest."""
     folder = run_folder(config)
     tokenizer = prepared.encoder.tokenizer
-    if adapter is None:
-        loading.save_model(trainer.model, tokenizer, folder / "model", prepared.encoder.end)
-    else:
-        adapter.save(folder / "model")
-        trainer.model.config.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+    with folders.writing(folder / "model", folders.aside(folder / "model")) as hidden:
+        if adapter is None:
+            loading.save_model(trainer.model, tokenizer, hidden, prepared.encoder.end)
+        else:
+            adapter.save(hidden)
+            trainer.model.config.save_pretrained(hidden)
+            tokenizer.save_pretrained(hidden)
     metrics = None
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder), trusted=config.model.trusted_with(folder))

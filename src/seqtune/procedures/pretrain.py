@@ -153,12 +153,14 @@ def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainCon
     num_bytes = sum(len(d.encode()) + 1 for d in held_out)  # the end token stands for one separator
     model = new_model(shape, tokenizer, config.seed)
     at_random = bits_per_byte(model, test_rows, num_bytes)
-    _open(work, asdict(shape) | config.model_dump(), runs.fingerprint(row.input_ids.tobytes() for row in rows))
-    trainer = Trainer(model, rows, config, work)
-    progress.console().print(trainer.describe())
-    if resume:
-        trainer.restore()
-    outcome: Outcome = trainer.run()
+    folders.create(work, WORK)
+    with folders.held(work, WORK):
+        _open(work, asdict(shape) | config.model_dump(), runs.fingerprint(row.input_ids.tobytes() for row in rows))
+        trainer = Trainer(model, rows, config, work)
+        progress.console().print(trainer.describe())
+        if resume:
+            trainer.restore()
+        outcome: Outcome = trainer.run()
     if outcome.reason == "interrupted":
         raise RunError(f"interrupted at step {outcome.state.step}; the same command with --resume goes on")
     nn.Module.to(model, "cpu", torch.bfloat16)
@@ -193,12 +195,12 @@ def _open(work: Path, settings: dict[str, Any], fingerprint: str) -> None:
     Raises:
         RunError: it was begun with other settings or another corpus.
     """
-    folders.create(work, WORK)
+    folders.sweep(work, WORK)
     path = work / SETTINGS
     if not path.exists():
         runs.write_json(path, {"settings": settings, "fingerprint": fingerprint})
         return
-    stored = runs.read_json(path)
+    stored = runs.read_json(path, settings=dict, fingerprint=str)
     runs.check_unchanged(stored["settings"], settings)
     if stored["fingerprint"] != fingerprint:
         raise RunError("--resume needs the corpus that the pretraining began with; it has changed since")

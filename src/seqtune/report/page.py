@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from seqtune import runs
 from seqtune.errors import RunError
 from seqtune.report.run_page import run_page
 from seqtune.report.study_page import study_page
@@ -22,5 +23,5 @@ def write_report(folder: Path) -> Path:
     else:
         raise RunError(f"{str(folder)!r} holds no metrics.json and predictions.jsonl, and no summary.csv of a study")
     out = folder / "report.html"
-    out.write_text(page, encoding="utf-8")
+    runs.write_text(out, page)
     return out

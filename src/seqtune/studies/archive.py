@@ -41,19 +41,14 @@ def carbon_copy(study: Study, path: Path) -> int:
     done = [p for p in points_of(study) if is_done(p)]
     if not done or not (out / "results.csv").exists():
         raise RunError(f"no point of {study.name!r} has been run; run it first: seqtune study FILE")
-    hidden = folders.temporary(path)
-    try:
-        with zipfile.ZipFile(hidden, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("README.md", COPY_README.format(name=study.name))
-            for file in sorted(p for p in out.iterdir() if p.suffix in (".csv", ".yaml", ".json", ".html")):
-                archive.write(file, file.name)
-            trained = dict.fromkeys(p.run for p in done)
-            files = [file for run in trained for file in (training_facts(run), *(run / name for name in OF_RUN))]
-            files += [folder / name for folder in dict.fromkeys(p.evaluation for p in done) for name in OF_EVALUATION]
-            for file in files:
-                if file.exists():
-                    archive.write(file, f"runs/{file.relative_to(done[0].run.parent)}")
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    with folders.writing(path) as hidden, zipfile.ZipFile(hidden, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("README.md", COPY_README.format(name=study.name))
+        for file in sorted(p for p in out.iterdir() if p.suffix in (".csv", ".yaml", ".json", ".html")):
+            archive.write(file, file.name)
+        trained = dict.fromkeys(p.run for p in done)
+        files = [file for run in trained for file in (training_facts(run), *(run / name for name in OF_RUN))]
+        files += [folder / name for folder in dict.fromkeys(p.evaluation for p in done) for name in OF_EVALUATION]
+        for file in files:
+            if file.exists():
+                archive.write(file, f"runs/{file.relative_to(done[0].run.parent)}")
     return len(done)

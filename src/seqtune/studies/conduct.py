@@ -10,7 +10,7 @@ from pathlib import Path
 import polars
 import yaml
 
-from seqtune import plugins, progress, runs
+from seqtune import folders, plugins, progress, runs
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
 from seqtune.studies.execution import Executor, Failure, Local, describe_failure, stop_all
@@ -81,15 +81,16 @@ def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome
             f"no point of {study.name!r} could be run; first: {failures[0]['error'] if failures else 'none was tried'}"
         )
     results = _write_tables(folder, done)
-    compare(results).write_csv(folder / "comparisons.csv")
+    runs.write_text(folder / "comparisons.csv", compare(results).write_csv())
     return Outcome(folder, results, failures)
 
 
 def _write_tables(folder: Path, done: Sequence[Point]) -> polars.DataFrame:
     results = tabulate(done)
-    results.write_csv(folder / "results.csv")
-    results.write_parquet(folder / "results.parquet")
-    summarise(results).write_csv(folder / "summary.csv")
+    runs.write_text(folder / "results.csv", results.write_csv())
+    with folders.writing(folder / "results.parquet") as hidden:
+        results.write_parquet(hidden)
+    runs.write_text(folder / "summary.csv", summarise(results).write_csv())
     return results
 
 

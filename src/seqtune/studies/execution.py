@@ -178,14 +178,12 @@ def _take_over(point: Point, shorter: Sequence[Point]) -> int:
     found = runs.latest_checkpoint(lenders[-1].run / "checkpoints") if lenders else None
     if found is None:
         return 0
-    hidden = point.run.with_name(f".{point.run.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    folders.create(hidden, runs.RUN)
-    shutil.copytree(found, hidden / "checkpoints" / found.name)
-    for name in ("log.jsonl", "data.json"):
-        shutil.copy(lenders[-1].run / name, hidden / name)
-    runs.write_text(hidden / "config.yaml", point.config.to_yaml())
-    hidden.rename(point.run)
+    with folders.writing(point.run) as hidden:
+        folders.create(hidden, runs.RUN)
+        shutil.copytree(found, hidden / "checkpoints" / found.name)
+        for name in ("log.jsonl", "data.json"):
+            shutil.copy(lenders[-1].run / name, hidden / name)
+        runs.write_text(hidden / "config.yaml", point.config.to_yaml())
     return int(found.name.removeprefix("step-"))
 
 
@@ -195,12 +193,12 @@ def _keep_own_scores(run: Path) -> None:
     folder = evaluation_folder(run, decode)
     if folder.exists() or not (run / "metrics.json").exists():
         return
-    hidden = folder.with_name(f".{folder.name}")
-    hidden.mkdir(parents=True, exist_ok=True)
-    for name in OWN_SCORES:
-        shutil.copy(run / name, hidden / name)
-    runs.write_json(hidden / DECODE, decode.model_dump())
-    hidden.rename(folder)
+    folder.parent.mkdir(exist_ok=True)
+    with folders.writing(folder) as hidden:
+        hidden.mkdir()
+        for name in OWN_SCORES:
+            shutil.copy(run / name, hidden / name)
+        runs.write_json(hidden / DECODE, decode.model_dump())
 
 
 def _evaluate(point: Point, process: Process) -> None:

@@ -6,7 +6,6 @@ encoder's settings; so a changed row, template or tokenizer never meets old toke
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,15 +143,12 @@ def _encode(encoder: Encoder, prompts: Sequence[Prompt]) -> tuple[TokenTable, di
 
 
 def _write(folder: Path, table: TokenTable, errors: dict[int, str]) -> None:
-    hidden = folders.temporary(folder)
-    try:
-        hidden.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folders.writing(folder) as hidden:
+        hidden.mkdir()
         _save(hidden / "errors.arrow", index=list(errors), reason=list(errors.values()))
         _save(hidden / "rows.arrow", length=table.lengths, loss_start=table.loss_starts)
         _save(hidden / "tokens.arrow", ids=table.ids)
-        hidden.replace(folder)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _save(path: Path, **columns: Any) -> None:

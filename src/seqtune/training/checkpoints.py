@@ -1,14 +1,16 @@
 """Checkpoints: safetensors and JSON, complete or absent, never half-written.
 
 A checkpoint is written to a hidden folder, brought to the disk and renamed, so a kill or a power failure at any moment leaves
-the previous one. Training draws all randomness from (seed, step), so no generator state needs saving.
+the previous one. Two are kept: where the newest is damaged, training goes on from the one before. Training draws all
+randomness from (seed, step), so no generator state needs saving.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from seqtune import folders, runs
+from seqtune import folders, progress, runs
 from seqtune.errors import RunError
 from seqtune.training.optim import WeightAverage
 
 MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"
+BEST = "best.safetensors"
 
 
 @dataclass(slots=True)
@@ -57,28 +60,61 @@ class TrainState:
 
 
 def save(folder: Path, model: nn.Module, optimizers: Sequence[Any], average: WeightAverage | None, state: TrainState) -> None:
-    """Write `folder/step-N` and then drop older checkpoints and best weights that are no longer the best."""
-    hidden = folder / ".writing"
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
-    save_file(_trained(model), hidden / MODEL)
-    save_file(_optimizer_tensors(optimizers), hidden / OPTIMIZER)
-    if average is not None:
-        save_file({name: t.detach().cpu().contiguous() for name, t in average.tensors().items()}, hidden / AVERAGE)
-    (hidden / STATE).write_text(json.dumps(asdict(state)))
-    for path in (*hidden.iterdir(), hidden):
-        folders.sync(path)
+    """Write `folder/step-N`, and then drop all but this checkpoint, the one before it and the best weights.
+
+    Each checkpoint holds the best weights as well, as a second name of the same file where the file system can do that, so
+    that the one before is enough to go on from.
+    """
     final = folder / f"step-{state.step:08d}"
-    if final.exists():  # a folder cannot take another's place at once: in between, the old one is found under one zero more
-        aside = folder / f"step-0{state.step:08d}"
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
-    hidden.rename(final)
-    folders.sync(folder)
-    keep = {final.name, best_path(folder, state.best_step).name}
+    # a folder cannot take another's place at once: in between, the old one is found under one zero more
+    with folders.writing(final, aside=folder / f"step-0{state.step:08d}") as hidden:
+        hidden.mkdir(parents=True)
+        save_file(_trained(model), hidden / MODEL)
+        save_file(_optimizer_tensors(optimizers), hidden / OPTIMIZER)
+        if average is not None:
+            save_file({name: t.detach().cpu().contiguous() for name, t in average.tensors().items()}, hidden / AVERAGE)
+        if state.best is not None:
+            _same_file(best_path(folder, state.best_step), hidden / BEST)
+        (hidden / STATE).write_text(json.dumps(asdict(state)))
+        runs.write_manifest(hidden, sorted(hidden.iterdir()))
+    before = [path.name for path in runs.checkpoints(folder) if int(path.name.removeprefix("step-")) < state.step][-1:]
+    keep = {final.name, *before, best_path(folder, state.best_step).name}
     for old in folder.iterdir():
         if old.name not in keep:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _same_file(path: Path, other: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be; nothing if it is not there."""
+    if path.exists():
+        try:
+            os.link(path, other)
+        except OSError:
+            shutil.copyfile(path, other)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written; says so if it is not the newest.
+
+    Raises:
+        RunError: there are checkpoints, and all are damaged; names a file of the newest.
+    """
+    torn: list[RunError] = []
+    for checkpoint in reversed(runs.checkpoints(folder)):
+        try:
+            wrong = runs.differences(checkpoint)
+            if wrong:
+                name, why = next(iter(wrong.items()))
+                raise runs.damaged(checkpoint / name, why)
+        except RunError as error:
+            torn.append(error)
+            continue
+        if torn:
+            progress.console().print(f"{torn[0]}\ngoing on from the checkpoint before it, {checkpoint.name}", markup=False)
+        return checkpoint
+    if torn:
+        raise torn[0]
+    return None
 
 
 def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -88,11 +124,8 @@ def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the parameters that training changes, all or nothing."""
-    hidden = path.with_name("." + path.name)
-    save_file(_trained(model), hidden)
-    folders.sync(hidden)
-    hidden.replace(path)
-    folders.sync(path.parent)
+    with folders.writing(path) as hidden:
+        save_file(_trained(model), hidden)
 
 
 @torch.no_grad()
@@ -100,18 +133,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Read what `save_weights` wrote into the same architecture.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is damaged, or holds other tensors.
     """
     tensors = _read(path)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.copy_(tensors[name])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    wrong = sorted(n for n in trained | tensors if _shape(trained, n) != _shape(tensors, n))
+    if wrong:
+        raise RunError(
+            f"{str(path)!r} does not fit this model (such as {', '.join(wrong[:3])}); "
+            "start again with --overwrite or another --out"
+        )
+    for name, parameter in trained.items():
+        parameter.copy_(tensors[name])
+
+
+def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise runs.damaged(path, str(error)) from None
 
 
@@ -136,7 +179,7 @@ def load(
         RunError: the checkpoint is damaged, does not fit this model and optimizer, or lies beyond the plan.
     """
     try:
-        state = TrainState(**runs.read_json(checkpoint / STATE))
+        state = TrainState(**runs.read_json(checkpoint / STATE, step=int))
         if state.step > total_steps:
             raise RunError(
                 f"the checkpoint {str(checkpoint)!r} is of step {state.step}, but this training has {total_steps} steps; "
@@ -146,6 +189,9 @@ def load(
         _restore(optimizers, _read(checkpoint / OPTIMIZER))
         if average is not None:
             average.restore(_read(checkpoint / AVERAGE))
+        best = best_path(checkpoint.parent, state.best_step)
+        if (checkpoint / BEST).exists() and not best.exists():
+            _same_file(checkpoint / BEST, best)
     except (KeyError, RuntimeError, TypeError, ValueError, OSError) as error:
         raise RunError(
             f"the checkpoint {str(checkpoint)!r} does not fit this model and optimizer ({error}); "

@@ -138,7 +138,7 @@ class Trainer:
             RunError: it is damaged, does not fit, or is not there for every process.
         """
         folder = self.folder / "checkpoints"
-        found = runs.latest_checkpoint(folder)
+        found = checkpoints.newest_whole(folder) if self.is_main else None
         name: str = self.agreement.from_main(found.name if found else "")
         checkpoint = folder / name
         if any(self.agreement.largest(name != "" and not checkpoint.is_dir())):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedModel
 
+from seqtune import folders
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.batches import with_one_limit
 from seqtune.decoding.engines.weights import resolved
@@ -89,18 +89,13 @@ class CTranslate2Engine:
         newest = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
         if converted.exists() and converted.stat().st_mtime_ns > newest:
             return
-        unfinished = converted.with_name(f".{converted.name}")
         converter: Any = importlib.import_module("ctranslate2.converters").TransformersConverter(str(folder))
-        try:
+        with folders.writing(converted, folders.aside(converted)) as unfinished:
             converter.convert(str(unfinished), quantization=weights, force=True)
             settings = json.loads((unfinished / "config.json").read_text())
             for name in ("bos_token", "eos_token", "unk_token"):  # the loader of OPT writes null where a tokenizer has none
                 settings[name] = settings.get(name) or self.tokenizer.eos_token
             (unfinished / "config.json").write_text(json.dumps(settings))
-            shutil.rmtree(converted, ignore_errors=True)
-            unfinished.rename(converted)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
     def generate(self, sources: Sequence[np.ndarray], limits: Sequence[int]) -> Iterator[tuple[int, list[Candidate]]]:
         """See `Engine.generate`."""
