@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check install pretrained bench clean
+.PHONY: demo test chaos check install pretrained bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2
+
+# damage of every file in every way, kills at every write: the long form of tests/faults
+chaos: install
+	SEQTUNE_CHAOS=100 $(BIN)/python -m pytest tests/faults -n 2 -rA
 
 check: install
 	$(BIN)/ruff check .

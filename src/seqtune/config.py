@@ -15,7 +15,8 @@ from seqtune.yaml_files import read_yaml_mapping
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Layout = Literal["auto", "pairs", "messages", "alpaca"]
 SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
@@ -37,7 +38,7 @@ class SplitConfig(Section):
     key: str | None = Field(default=None, description="column that holds the group (grouped) or the name of the split (column)")
     validation: Share = Field(default=0.05, description="share of rows for validation during training")
     test: Share = Field(default=0.1, description="share of rows held out for the final evaluation")
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitConfig:
@@ -187,7 +188,7 @@ class AdapterConfig(Section):
 class TrainConfig(Section):
     """How long, how fast and on what the model is trained."""
 
-    epochs: PositiveFloat | None = Field(
+    epochs: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] | None = Field(
         default=None, description="default: 3, or more for a table so small that 3 make fewer than 1,000 steps"
     )
     target_tokens: PositiveInt | None = Field(
@@ -221,7 +222,7 @@ class TrainConfig(Section):
     batch_size: PositiveInt | None = Field(default=None, description="rows per batch, instead of token_budget")
     gradient_accumulation: PositiveInt = Field(default=1, description="batches per optimizer step")
     clip: PositiveFloat | None = Field(default=1.0, description="gradients with a larger norm are scaled down to this norm")
-    seed: int = 0
+    seed: Seed = 0
     loss_on: Literal["target", "all"] = Field(default="target", description="target tokens only, or the whole sequence")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 where the hardware has units for it"

@@ -8,6 +8,7 @@
     ├── ModelError          a model or tokenizer cannot be loaded or does not fit the task
     │   └── VocabularyError     a tokenizer cannot be trimmed
     ├── RunError            a folder that is to be written or read is missing, incomplete, damaged or in use for something else
+    │   └── InterruptedRunError     a signal came; what was done is written down, and the same command goes on
     └── MissingDependencyError  a package is needed; the text says how to install it
 
 Mistakes of this package itself are found by `assert` statements, never reported by these.
@@ -49,6 +50,19 @@ class VocabularyError(ModelError):
 
 class RunError(SeqtuneError):
     """A folder that is to be written or read is missing, incomplete, damaged or in use for something else."""
+
+
+class InterruptedRunError(RunError):
+    """A signal came; what was done is written down, and the same command goes on from there.
+
+    Args:
+        text: what happened, and how it goes on.
+        signal: the number of the signal, which decides the exit code: 128 + number, as shells, Slurm and Kubernetes expect it.
+    """
+
+    def __init__(self, text: str, signal: int):
+        super().__init__(text)
+        self.signal = signal
 
 
 class MissingDependencyError(SeqtuneError):

@@ -44,6 +44,7 @@ PACKAGES = (
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 PREDICTIONS = "predictions.jsonl"
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 RUN = Kind(
     name="run",
     marker=".seqtune-run",
@@ -122,16 +123,29 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     write_jsonl(path, (p.to_dict() for p in predictions))
 
 
-def write_prediction_table(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write predictions as .csv or .tsv for spreadsheets: a row each, the details as columns."""
+def write_prediction_table(path: Path, predictions: Iterable[Prediction], *, escape: bool = True) -> None:
+    """Write predictions as .csv or .tsv for spreadsheets: a row each, the details as columns.
+
+    Args:
+        path: the file.
+        predictions: any number.
+        escape: put an apostrophe before a text that a spreadsheet would compute:
+            https://owasp.org/www-community/attacks/CSV_Injection
+    """
     records = list(predictions)
     details = list(dict.fromkeys(key for p in records for key in p.details))
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
     writer.writerow(["id", "input", "prediction", "status", "log_probability", *details])
     for p in records:
-        writer.writerow([p.id, p.input, p.prediction, p.status, f"{p.score:.4f}", *(p.details.get(k, "") for k in details)])
+        cells = [p.id, p.input, p.prediction, p.status, f"{p.score:.4f}", *(p.details.get(k, "") for k in details)]
+        writer.writerow([_inert(cell) for cell in cells] if escape else cells)
     write_text(path, out.getvalue())
+
+
+def _inert(cell: str) -> str:
+    """A cell that a spreadsheet takes for text or a number, not for a formula."""
+    return f"'{cell}" if cell.startswith(FORMULAS) and not re.fullmatch(r"[-+][\d.]+", cell) else cell
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:

@@ -10,6 +10,9 @@ import yaml
 
 from seqtune.errors import ConfigError
 
+# no YAML; or a date that does not exist, no UTF-8, a number of thousands of digits; or nested too deeply
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+
 
 class _Loader(yaml.SafeLoader):
     """YAML in which `2e-5` is a number, as in YAML 1.2; PyYAML follows YAML 1.1 and reads it as text."""
@@ -37,7 +40,7 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{what} {str(path)!r} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise ConfigError(f"{what} {str(path)!r} cannot be read as YAML: {error}") from None
     if content is None:
         return {}
@@ -61,5 +64,5 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
     try:
         return key.strip().split("."), read_yaml(value)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None

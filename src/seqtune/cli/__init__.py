@@ -1,7 +1,8 @@
 """The command line: one small file a verb, which reads flags, calls its procedure and prints what came out.
 
-In come arguments. Out come lines or JSON on stdout, messages on stderr and an exit code: 0 done, 1 bad input, 2 usage. Each
-verb imports its procedure only when it runs, so `--help` answers at once.
+In come arguments. Out come lines or JSON on stdout, messages on stderr and an exit code: 0 done, 1 bad input, 2 usage, and
+128 + the number of the signal that ended it (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP). Each verb imports its procedure only when it
+runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from seqtune.cli import (  # noqa: F401
     study,
     verify,
 )  # isort: skip  # fmt: skip
-from seqtune.cli.app import run_app
+from seqtune.cli.app import leave_in_order, run_app
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Entry point of the `seqtune` command."""
+    leave_in_order()
     sys.exit(run_app(sys.argv[1:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seqtune.errors import SeqtuneError
+from seqtune.errors import InterruptedRunError, SeqtuneError
 from seqtune.report.scores import interval, rows_table, scores_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 200  # columns of a table in a pipe
-DONE, BAD_INPUT, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, BAD_INPUT, USAGE = 0, 1, 2
+# what Slurm, Kubernetes and `kill` send, and a terminal that closes
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = tuple(128 + number for number in (signal.SIGINT, *SIGNALS))
 
 app = typer.Typer(
     name="seqtune",
@@ -75,13 +79,16 @@ _DISK_FULL = "the disk is full{}; free some space, then run the command again; a
 
 
 def run_app(arguments: Sequence[str]) -> int:
-    """Run a command line; returns the exit code: 0 done, 1 bad input, 2 usage, 130 interrupted."""
+    """Run a command line; returns the exit code: 0 done, 1 bad input, 2 usage, 128 + number of the signal that ended it."""
     try:
         app(args=list(arguments), prog_name="seqtune")
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # what typer makes of Ctrl-C
+        if end.code in INTERRUPTED:  # 130 is what typer makes of Ctrl-C
             complain("interrupted")
         return end.code if isinstance(end.code, int) else DONE
+    except InterruptedRunError as error:
+        complain(str(error))
+        return 128 + error.signal
     except SeqtuneError as error:
         return complain(str(error))
     except BrokenPipeError:
@@ -94,6 +101,20 @@ def run_app(arguments: Sequence[str]) -> int:
             raise
         return complain(text)
     return DONE
+
+
+def leave_in_order() -> None:
+    """Let signals that would end the process at once end it as an exception does: hidden files go, children are stopped.
+
+    A training notes them itself and writes a checkpoint first. Those that are ignored, as `nohup` sets it, stay ignored.
+    """
+
+    def leave(number: int, _: Any) -> None:
+        sys.exit(128 + number)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, leave)
 
 
 def _file_error(error: Exception) -> str | None:

@@ -49,6 +49,9 @@ def predict(
     file: Annotated[str | None, typer.Option("--file", help="A table of inputs; for molecules also .smi or .sdf.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Write predictions here: .jsonl, .csv or .tsv.")] = None,
     adapter: AdapterOption = None,
+    no_escape: Annotated[
+        bool, typer.Option("--no-escape", help="CSV, TSV: leave texts that a spreadsheet takes for formulas as they are.")
+    ] = False,
     grid: Annotated[str | None, typer.Option("--grid", help="Draw inputs and answers: .png or .svg (molecules).")] = None,
     input: InputOption = None,
     num_beams: BeamsOption = None,
@@ -94,7 +97,7 @@ def predict(
         answers = list(answers)
         _draw(predictor, answers, Path(grid))
     if out:
-        _write(answers, Path(out))
+        _write(answers, Path(out), escape=not no_escape)
         return
     for number, prediction in enumerate(answers, start=1):
         _print(prediction, number, as_json, predictor.decode.num_return > 1)
@@ -111,11 +114,14 @@ def _check_files(texts: list[str] | None, file: str | None, out: str | None) -> 
         raise ConfigError(f"--out {out!r} is the table that is read; name another file")
 
 
-def _write(answers: Iterable[Prediction], out: Path) -> None:
+def _write(answers: Iterable[Prediction], out: Path, *, escape: bool) -> None:
     from seqtune.runs import write_prediction_table, write_predictions
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    (write_predictions if out.suffix == ".jsonl" else write_prediction_table)(out, answers)
+    if out.suffix == ".jsonl":
+        write_predictions(out, answers)
+    else:
+        write_prediction_table(out, answers, escape=escape)
 
 
 def _from_table(predictor: Predictor, file: str, column: str | None, data: DataConfig) -> Iterator[Prediction]:

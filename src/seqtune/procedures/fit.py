@@ -15,7 +15,7 @@ from seqtune import folders, progress, runs
 from seqtune.config import Config, TrainConfig
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
-from seqtune.errors import RunError
+from seqtune.errors import InterruptedRunError
 from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.location import origin
@@ -162,7 +162,7 @@ def _train(trainer: Trainer, *, continuing: bool, quiet: bool) -> Outcome:
     """Train to the end, from a checkpoint if there is one, and put the best weights back.
 
     Raises:
-        RunError: it was interrupted; a checkpoint is written.
+        InterruptedRunError: a signal came; a checkpoint is written.
     """
     say = _speaker(quiet)
     say(trainer.describe())
@@ -171,9 +171,10 @@ def _train(trainer: Trainer, *, continuing: bool, quiet: bool) -> Outcome:
         say(f"resuming at step {trainer.state.step}" if found else "no checkpoint was written yet; starting over")
     outcome = trainer.run(quiet=quiet)
     if outcome.reason == "interrupted":
-        raise RunError(
+        raise InterruptedRunError(
             f"interrupted at step {outcome.state.step} of {outcome.total_steps}; a checkpoint is written: "
-            "the same command with --resume goes on from there"
+            "the same command with --resume goes on from there",
+            outcome.signal,
         )
     trainer.load_best()
     return outcome

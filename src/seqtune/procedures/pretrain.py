@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 from seqtune import folders, progress, runs
 from seqtune.config import TrainConfig
 from seqtune.data.splits import unit_hash
-from seqtune.errors import DataError, RunError
+from seqtune.errors import DataError, InterruptedRunError, RunError
 from seqtune.models.loading import save_model
 from seqtune.models.loss import TargetLoss
 from seqtune.records import Encoded
@@ -162,7 +162,8 @@ def pretrain(paths: Sequence[Path], folder: Path, shape: Shape, config: TrainCon
             trainer.restore()
         outcome: Outcome = trainer.run()
     if outcome.reason == "interrupted":
-        raise RunError(f"interrupted at step {outcome.state.step}; the same command with --resume goes on")
+        said = f"interrupted at step {outcome.state.step}; the same command with --resume goes on"
+        raise InterruptedRunError(said, outcome.signal)
     nn.Module.to(model, "cpu", torch.bfloat16)
     end: Any = tokenizer.eos_token_id
     save_model(model, tokenizer, folder, end)

@@ -73,12 +73,14 @@ def _prediction(line: str, number: int, path: str) -> Prediction:
         hypotheses = tuple(Hypothesis(**h) for h in record.get("hypotheses", []))
         details, fields = ({str(k): str(v) for k, v in record.get(name, {}).items()} for name in ("details", "fields"))
         context = tuple(Turn(**turn) for turn in record.get("context", []))
-    except (TypeError, AttributeError) as error:
+        likelihood = float(record.get("score") or 0.0)
+    except (TypeError, AttributeError, ValueError) as error:
         raise DataError(
-            f"{path!r}, line {number}: 'hypotheses', 'details', 'fields' or 'context' is not as seqtune writes it ({error})"
+            f"{path!r}, line {number}: 'score', 'hypotheses', 'details', 'fields' or 'context' is not as seqtune writes it "
+            f"({error})"
         ) from None
     return Prediction(
-        identity, text, record["reference"], record["prediction"], float(record.get("score") or 0.0), hypotheses,
+        identity, text, record["reference"], record["prediction"], likelihood, hypotheses,
         str(record.get("status", "ok")), details, fields, context,
     )  # fmt: skip
 

@@ -69,7 +69,7 @@ def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome
                 failures = plugins.load("seqtune.studies.search:search")(study, executor, tick)
             else:
                 failures = _run_grid(points, executor, tick, folder)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal
         progress.console().print("stopping: each training writes its checkpoint, and the same command goes on from there")
         raise
     finally:

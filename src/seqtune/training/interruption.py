@@ -23,11 +23,11 @@ class Interruption:
     """Notes a signal while it is active (`with interruption:`), in the main thread; elsewhere it notes none.
 
     Attributes:
-        noted: a signal has come, here or in another process of the training.
+        noted: number of the signal that has come first, here or in another process of the training; 0 before.
     """
 
     def __init__(self) -> None:
-        self.noted = False
+        self.noted = 0
         self._first = 0.0
         self._leaves = False
         self._previous: dict[signal.Signals, Any] = {}
@@ -45,10 +45,10 @@ class Interruption:
             time.sleep(max(0.0, self._first + SAME_SECONDS - time.monotonic()))
         self._release()
 
-    def note(self) -> None:
+    def note(self, number: int) -> None:
         """There was a signal."""
         if not self.noted:
-            self.noted, self._first = True, time.monotonic()
+            self.noted, self._first = number, time.monotonic()
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
@@ -70,7 +70,7 @@ class Interruption:
         if self.noted and time.monotonic() - self._first > SAME_SECONDS:
             self._release()
             signal.raise_signal(number)
-        self.note()
+        self.note(number)
         if self._leaves:
             self._leaves = False
             raise Interrupted

@@ -49,11 +49,13 @@ class Outcome:
         state: the final state.
         total_steps: steps that were planned.
         reason: "finished", "early_stopping", "max_minutes" or "interrupted".
+        signal: number of the signal that interrupted it, else 0.
     """
 
     state: TrainState
     total_steps: int
     reason: str
+    signal: int = 0
 
 
 class Trainer:
@@ -102,7 +104,8 @@ class Trainer:
         self.feed = Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, part, on_gpu)
         self.interruption = Interruption()
         self._losses: list[torch.Tensor] = []
-        self._gradients_checked = self._interrupted = False
+        self._gradients_checked = False
+        self._interrupted = 0
 
     def describe(self) -> str:
         """The resolved settings in one line, so that no default is silent."""
@@ -181,14 +184,14 @@ class Trainer:
         if self.average:
             self.average.exchange()
         self._end()
-        return Outcome(self.state, self.plan.total_steps, "interrupted" if self._interrupted else reason)
+        return Outcome(self.state, self.plan.total_steps, "interrupted" if self._interrupted else reason, self._interrupted)
 
     def _agree(self) -> None:
         """Take note of the time and of interruptions, alike in all processes: one small exchange a step."""
         seconds, interrupted = self.agreement.largest(time.monotonic() - self._started, self.interruption.noted)
-        self.state.seconds, self._interrupted = seconds, bool(interrupted)
-        if interrupted:
-            self.interruption.note()
+        self.state.seconds, self._interrupted = seconds, int(interrupted)
+        if self._interrupted:
+            self.interruption.note(self._interrupted)
 
     def should_stop(self) -> str | None:
         """Why the training ends here, the same in all processes; `None` if it goes on."""
