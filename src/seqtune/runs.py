@@ -386,7 +386,7 @@ def fingerprint(parts: Iterable[bytes]) -> str:
 def leaves(section: Section, prefix: str = "") -> dict[str, Any]:
     """All settings as dotted key -> value, for comparing two configurations."""
     found: dict[str, Any] = {}
-    for name in type(section).model_fields:
+    for name in (n for n, field in type(section).model_fields.items() if not field.exclude):
         value = getattr(section, name)
         if isinstance(value, Section):
             found |= leaves(value, f"{prefix}{name}.")
