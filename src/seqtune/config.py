@@ -234,6 +234,9 @@ class TrainConfig(Section):
     validate_every: PositiveInt | None = Field(default=None, description="steps between validations; default: ten in total")
     validate_examples: PositiveInt = Field(default=200, description="rows per validation, always the same ones")
     validate_max_seconds: PositiveFloat = Field(default=60.0, description="if one takes longer, later ones use fewer rows")
+    on_divergence: Literal["stop", "rewind"] = Field(
+        default="stop", description="rewind: back to the last checkpoint with half the learning rate, five times at most"
+    )
     early_stopping: PositiveInt | None = Field(default=None, description="stop after this many validations without improvement")
     checkpoint_every: PositiveInt | None = Field(default=None, description="steps between checkpoints; default: by minutes")
     checkpoint_minutes: PositiveFloat = 5.0

@@ -1,8 +1,4 @@
-"""The run folder: how it is opened, how its files are written, and the manifest, which is written last.
-
-A file is written under a hidden name and then renamed: it is there as a whole or not at all, also after a kill or a power
-failure.
-"""
+"""The run folder: how it is opened, what is written into it (`folders.writing`), and the manifest, which is written last."""
 
 from __future__ import annotations
 
@@ -64,6 +60,7 @@ RUN = Kind(
         "metrics.json",
         PREDICTIONS,
         "base_predictions.jsonl",
+        "diverged.json",
         "README.md",
         "report.html",
         "evaluations",

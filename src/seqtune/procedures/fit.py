@@ -25,7 +25,8 @@ from seqtune.procedures.validation import Validator
 from seqtune.report import card
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.training import defaults
-from seqtune.training.loop import Outcome, Trainer, outcome_summary
+from seqtune.training.checkpoints import Outcome, outcome_summary
+from seqtune.training.loop import Trainer
 from seqtune.training.processes import Agreement, check_trackers, process_state
 
 

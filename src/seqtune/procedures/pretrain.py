@@ -23,7 +23,8 @@ from seqtune.models.loading import save_model
 from seqtune.models.loss import TargetLoss
 from seqtune.records import Encoded
 from seqtune.tokens.batching import by_length, collate
-from seqtune.training.loop import Outcome, Trainer, outcome_summary
+from seqtune.training.checkpoints import Outcome, outcome_summary
+from seqtune.training.loop import Trainer
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 HELD_OUT = 0.01

@@ -99,9 +99,11 @@ def _base(base: Mapping[str, str]) -> str:
 
 
 def _which_weights(outcome: dict[str, Any]) -> str:
+    rewinds = outcome.get("rewinds", 0)
+    said = f"The training diverged {rewinds} times and went back each time, with half the learning rate. " if rewinds else ""
     if outcome["best"] is None:
-        return f"There was no validation; the weights are those of the end, step {outcome['step']}."
-    return f"The weights are those of step {outcome['best_step']}, the best by validation."
+        return f"{said}There was no validation; the weights are those of the end, step {outcome['step']}."
+    return f"{said}The weights are those of step {outcome['best_step']}, the best by validation."
 
 
 def _results(metrics: dict[str, Any] | None) -> list[str]:

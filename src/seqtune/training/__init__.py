@@ -9,7 +9,8 @@ from seqtune.rooms import hands_on
 __all__, __getattr__ = hands_on(
     __name__,
     {
-        "loop": "Outcome Trainer",
+        "loop": "Trainer",
+        "checkpoints": "Outcome",
         "defaults": "resolve",
         "optim": "build_optimizers",
     },

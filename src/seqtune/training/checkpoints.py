@@ -44,6 +44,7 @@ class TrainState:
         validated_seconds: training time at its end.
         validation_seconds: how long it took.
         unlogged: losses and number of the steps since the last log line.
+        rewinds: how often the training has diverged and gone back; each halves the learning rate.
     """
 
     step: int = 0
@@ -57,6 +58,29 @@ class TrainState:
     validated_seconds: float = 0.0
     validation_seconds: float = 0.0
     unlogged: dict[str, float] = field(default_factory=dict)
+    rewinds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        state: the final state.
+        total_steps: steps that were planned.
+        reason: "finished", "early_stopping", "max_minutes" or "interrupted".
+        signal: number of the signal that interrupted it, else 0.
+    """
+
+    state: TrainState
+    total_steps: int
+    reason: str
+    signal: int = 0
+
+
+def outcome_summary(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as plain values, for the model card and `--json`."""
+    return {"reason": outcome.reason, "total_steps": outcome.total_steps} | asdict(outcome.state)
 
 
 def save(folder: Path, model: nn.Module, optimizers: Sequence[Any], average: WeightAverage | None, state: TrainState) -> None:

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from seqtune.errors import RunError
 from seqtune.models.loss import TargetLoss, check_packing, compile_backbone
 from seqtune.records import Encoded
 from seqtune.tokens.batching import StepPlan
-from seqtune.training import checkpoints, defaults
-from seqtune.training.checkpoints import TrainState
+from seqtune.training import checkpoints, defaults, divergence
+from seqtune.training.checkpoints import Outcome, TrainState
+from seqtune.training.divergence import DivergedError
 from seqtune.training.feed import Feed, Step, part_tokens
 from seqtune.training.interruption import Interrupted, Interruption
 from seqtune.training.log import rank
@@ -39,23 +39,6 @@ LOG_EVERY = 10  # steps between lines of log.jsonl
 
 # (model, number of items) -> metrics; the first metric that differs decides which weights are best
 Validate = Callable[[PreTrainedModel, int | None], dict[str, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a training ended.
-
-    Attributes:
-        state: the final state.
-        total_steps: steps that were planned.
-        reason: "finished", "early_stopping", "max_minutes" or "interrupted".
-        signal: number of the signal that interrupted it, else 0.
-    """
-
-    state: TrainState
-    total_steps: int
-    reason: str
-    signal: int = 0
 
 
 class Trainer:
@@ -162,12 +145,25 @@ class Trainer:
         """Train until there is a reason to stop, then keep what was reached.
 
         Raises:
-            RunError: the loss is not finite, or a parameter gets no gradient.
+            DivergedError: the loss or the weights are not finite.
+            RunError: a parameter gets no gradient.
         """
         self._started = time.monotonic() - self.state.seconds
         self._saved_step, self._saved_seconds = self.state.step, self.state.seconds
         self.loss.train()
         with progress.show("train", 1.0, enabled=self.is_main and not quiet) as tick, self.interruption:
+            while (reason := self._until_the_end(tick, quiet)) is None:
+                pass
+        if self.average:
+            self.average.exchange()
+        self._end()
+        return Outcome(self.state, self.plan.total_steps, "interrupted" if self._interrupted else reason, self._interrupted)
+
+    def _until_the_end(self, tick: progress.Tick, quiet: bool) -> str | None:
+        """Train until there is a reason to stop; `None` if the training diverged and went back."""
+        try:
+            if self.config.on_divergence == "rewind" and self.state.step == 0:
+                self.checkpoint()
             steps = self.feed.steps_from(self.state.step)
             self._agree()
             self._do_what_is_due(quiet)  # a validation, if the training was interrupted when it was due
@@ -181,10 +177,29 @@ class Trainer:
                 self._validate(quiet)
             self.checkpoint()
             self._agree()
-        if self.average:
-            self.average.exchange()
-        self._end()
-        return Outcome(self.state, self.plan.total_steps, "interrupted" if self._interrupted else reason, self._interrupted)
+        except DivergedError as error:
+            self._rewind(error)
+            return None
+        return reason
+
+    def _rewind(self, error: DivergedError) -> None:
+        """Keep the rows that did it, and go back to the last checkpoint with half the rate if that is what is wanted."""
+        if self.is_main:
+            divergence.keep_rows(self.folder, self.plan, self.feed.rows, error)
+        rewinds = self.state.rewinds + 1
+        if self.config.on_divergence != "rewind" or rewinds > divergence.MOST_REWINDS:
+            raise error
+        self._losses = []
+        self.restore()
+        self.state.rewinds = rewinds
+        self.checkpoint()
+        self._started = time.monotonic() - self.state.seconds
+        self._write({"step": self.state.step, "seconds": round(self.state.seconds, 3), "rewinds": rewinds})
+        if self.is_main:
+            said = (
+                f"{str(error).partition(';')[0]}: back to step {self.state.step} with the learning rate times {0.5**rewinds:g}"
+            )
+            progress.console().print(said, style="yellow", markup=False)
 
     def _agree(self) -> None:
         """Take note of the time and of interruptions, alike in all processes: one small exchange a step."""
@@ -243,6 +258,7 @@ class Trainer:
     def checkpoint(self) -> None:
         """Write a resumable checkpoint (main process only)."""
         self._settle()
+        divergence.check_weights(self.model, self.state.step)
         if self.is_main:
             checkpoints.save(self.folder / "checkpoints", self.model, self.optimizers, self.average, self.state)
         self.agreement.wait()
@@ -251,7 +267,7 @@ class Trainer:
     def _step(self, step: Step) -> None:
         device = self.accelerator.device
         factor = learning_rate_factor(self.schedule.progress(self.state.step + 0.5, self.state.seconds), self.config)
-        set_learning_rates(self.optimizers, factor)
+        set_learning_rates(self.optimizers, factor * 0.5**self.state.rewinds)
         width = self.accelerator.num_processes
         torch.manual_seed((self.config.seed * 1_000_003 + self.state.step) * width + self.accelerator.process_index)
         total = torch.zeros((), device=device)
@@ -289,12 +305,9 @@ class Trainer:
 
     def _settle(self) -> None:
         """Fetch the losses of the steps since the last time; on a GPU that waits for them, so it is not done at every step."""
-        for loss in torch.stack(self._losses).tolist() if self._losses else []:
-            if not math.isfinite(loss):
-                raise RunError(
-                    f"the loss is {loss} at or shortly before step {self.state.step}; lower train.learning_rate "
-                    "(and train.muon_learning_rate), or raise train.warmup"
-                )
+        losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
+        divergence.check_losses(losses, self.state.step)
+        for loss in losses:
             self.state.unlogged["loss"] = self.state.unlogged.get("loss", 0.0) + loss
         self._losses = []
 
@@ -341,6 +354,8 @@ class Trainer:
         state = self.state
         if self.validate is None or state.validated_step == state.step:
             return
+        self._settle()
+        divergence.check_weights(self.model, state.step)
         before = state.seconds
         with self._averaged():
             done = self._score(self.validate, quiet)
@@ -382,8 +397,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):  # the line that a kill cut in two
         return math.inf
-
-
-def outcome_summary(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as plain values, for the model card and `--json`."""
-    return {"reason": outcome.reason, "total_steps": outcome.total_steps} | asdict(outcome.state)
