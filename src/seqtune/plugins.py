@@ -28,6 +28,7 @@ from seqtune.records import Example
 EXTRAS = {
     "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "optuna": "search",
     "bitsandbytes": "quant", "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track", "gguf": "gguf",
+    "fastapi": "serve", "uvicorn": "serve", "prometheus-client": "serve",
 }  # fmt: skip
 Kind = Literal["sources", "tasks", "metrics", "verifiers"]
 

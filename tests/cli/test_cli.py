@@ -31,6 +31,7 @@ VERBS = [
     "pretrain",
     "report",
     "score",
+    "serve",
     "study",
 ]
 ARTEFACTS = {
