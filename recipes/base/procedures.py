@@ -2,8 +2,8 @@
 
     python recipes/base/procedures.py corpus/procedures.csv --rows 300000
 
-A small model that has copied, sorted, looked up and rewritten strings has the attention that a sequence task needs, whatever its
-strings mean (Wu et al. 2021, https://arxiv.org/abs/2101.06223, LIME; Papadimitriou and Jurafsky 2023,
+A small model that has copied, sorted, looked up and rewritten strings has the attention that a sequence task needs, whatever
+its strings mean (Wu et al. 2021, https://arxiv.org/abs/2101.06223, LIME; Papadimitriou and Jurafsky 2023,
 https://arxiv.org/abs/2304.13060). Which rule it is stands in front of the string, or two solved examples do.
 """
 

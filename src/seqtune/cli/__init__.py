@@ -25,6 +25,7 @@ from seqtune.cli import (  # noqa: F401
     pretrain,
     report,
     score,
+    serve,
     study,
     verify,
 )  # isort: skip  # fmt: skip
