@@ -233,8 +233,10 @@ def held(folder: Path, kind: Kind) -> Iterator[None]:
             ) from None
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         _mark(marker, kind, f"{HELD}process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        yield
-        _mark(marker, kind, "")
+        try:
+            yield
+        finally:
+            _mark(marker, kind, "")
 
 
 def _mark(marker: IO[str], kind: Kind, holder: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import pairs, write_csv
 
-ROUNDS = int(os.environ.get("SEQTUNE_CHAOS", "3"))
+ROUNDS = int(os.environ.get("SEQTUNE_CHAOS", "2"))
 
 
 def test_a_kill_at_any_file_operation_loses_nothing(llama_folder, tmp_path):

@@ -99,7 +99,7 @@ def interrupted(corpus, tmp_path, monkeypatch) -> Path:
     def step(self, number):
         take_step(self, number)
         if self.state.step == 4:
-            self.interruption.note()
+            self.interruption.note(2)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
