@@ -34,7 +34,9 @@ def unit_hash(text: str, seed: int, purpose: str) -> float:
 def unit_hashes(texts: Iterable[str], seed: int, purpose: str) -> np.ndarray:
     """`unit_hash` of each text, float64 [N]."""
     prefix = f"{purpose}\0{seed}\0".encode()
-    digests = b"".join(hashlib.blake2b(prefix + text.encode(), digest_size=8).digest() for text in texts)
+    digests = bytearray()  # joining a generator would hold every digest as an object
+    for text in texts:
+        digests += hashlib.blake2b(prefix + text.encode(), digest_size=8).digest()
     return np.frombuffer(digests, ">u8").astype(np.float64) / 2**64
 
 
