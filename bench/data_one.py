@@ -35,7 +35,7 @@ if __name__ == "__main__":
             encoder = make_encoder(load_config())
             prompts = [Prompt(smiles + "\n", name) for smiles, name in pairs]
             if options.what == "encode, cached":
-                encode_table(encoder, prompts)
+                encode_table(encoder, prompts, "bench")
             started = time.perf_counter()
-            encode_table(encoder, prompts)
+            encode_table(encoder, prompts, "bench")
     common.report(seconds=time.perf_counter() - started, rows=len(pairs), peak_mib=common.peak_mib())

@@ -189,7 +189,7 @@ def test_a_parquet_file_with_invalid_text_is_refused(tmp_path):
     invalid = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"ok\xff\xfe")])
     path = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"input": invalid, "output": ["a", "b"]}), path)
-    with pytest.raises(DataError, match=r"t.parquet' cannot be read as Parquet: .*invalid UTF-8"):
+    with pytest.raises(DataError, match=r"t.parquet' cannot be read as Parquet: .*Invalid UTF8 sequence"):
         read(path)
 
 

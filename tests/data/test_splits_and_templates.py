@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from seqtune.config import Config, FormatConfig, SplitConfig
 from seqtune.data.splits import leakage, split_examples, subset
 from seqtune.data.tasks import Task
-from seqtune.data.templates import Template, inverted_ids
+from seqtune.data.templates import Template, inverted_rows
 from seqtune.errors import ConfigError, DataError
 from seqtune.records import Example
 
@@ -98,11 +98,15 @@ def test_subsets_are_nested(small, large):
 
 def test_inversion_is_exact_seeded_and_nested():
     examples = rows(1000)
-    tenth, half = inverted_ids(examples, 0.1, 0), inverted_ids(examples, 0.5, 0)
+
+    def inverted(share, seed=0):
+        return set(inverted_rows(examples, share, seed).nonzero()[0].tolist())
+
+    tenth, half = inverted(0.1), inverted(0.5)
     assert (len(tenth), len(half)) == (100, 500)
     assert tenth < half
-    assert inverted_ids(examples, 0.1, 1) != tenth
-    assert inverted_ids(examples, 0.0, 0) == set()
+    assert inverted(0.1, 1) != tenth
+    assert inverted(0.0) == set()
 
 
 def test_the_papers_template_and_its_inversion():

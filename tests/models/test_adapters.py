@@ -199,8 +199,8 @@ def test_resumed_is_uninterrupted_to_the_bit(method, family, tmp_path):
     first = trainer(tmp_path / "broken")
     steps = first.plan.steps_from
 
-    def stop_early(done):
-        for number, step in enumerate(steps(done), start=done):
+    def stop_early(done, *place):
+        for number, step in enumerate(steps(done, *place), start=done):
             if number == 5:
                 raise KeyboardInterrupt
             yield step

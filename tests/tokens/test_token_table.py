@@ -18,9 +18,9 @@ PROMPTS = [Prompt(f"the quick {n}\n", f"ethane {n}" if n % 7 else "") for n in r
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache of its own that begins at ten rows."""
+    """A cache of its own, and blocks of ten rows."""
     monkeypatch.setenv("SEQTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(token_table, "CACHE_ROWS", 10)
+    monkeypatch.setattr(token_table, "BLOCK_ROWS", 10)
     return tmp_path / "cache"
 
 
@@ -41,23 +41,29 @@ def test_a_table_gives_back_its_rows(rows):
     assert [r.input_ids.tolist() for r in table] == [ids for ids, _ in rows]
     assert table.lengths.tolist() == [len(ids) for ids, _ in rows]
     assert table.num_loss_tokens.sum() == sum(r.num_loss_tokens for r in encoded)
-    assert table.used_ids().tolist() == sorted({i for ids, _ in rows for i in ids})
-    assert table.ids.dtype == (np.uint32 if any(i >= 2**16 for ids, _ in rows for i in ids) else np.uint16)
+    assert table.used.tolist() == sorted({i for ids, _ in rows for i in ids})
+    assert {b.dtype for b in table.blocks} <= {
+        np.dtype(np.uint32 if any(i >= 2**16 for ids, _ in rows for i in ids) else np.uint16)
+    }
 
 
 def test_second_time_comes_from_disk_and_is_the_same(cache, monkeypatch):
-    first, first_errors = encode_table(encoder(), PROMPTS)
+    first, first_errors = encode_table(encoder(), PROMPTS, "key")
     monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("tokenised again"))
-    second, second_errors = encode_table(encoder(), PROMPTS)
+    second, second_errors = encode_table(encoder(), PROMPTS, "key")
     assert [r.input_ids.tolist() for r in first] == [r.input_ids.tolist() for r in second]
     assert first.loss_starts.tolist() == second.loss_starts.tolist()
+    assert first.used.tolist() == second.used.tolist()
+    assert first.digest == second.digest
     assert first_errors == second_errors
     assert sorted(first_errors) == list(range(0, 60, 7))
-    assert not second.ids.flags.owndata  # mapped, not read
+    assert len(second.blocks) == 6
+    assert not any(block.flags.owndata for block in second.blocks)  # mapped, not read
 
 
-def test_rows_equal_those_of_the_encoder(cache):
-    table, errors = encode_table(encoder(), PROMPTS)
+@pytest.mark.parametrize("key", [None, "key"])
+def test_rows_equal_those_of_the_encoder(cache, key):
+    table, errors = encode_table(encoder(), PROMPTS, key)
     expected = [r for r in encoder().encode(PROMPTS) if isinstance(r, Encoded)]
     assert [r.input_ids.tolist() for r in table] == [r.input_ids.tolist() for r in expected]
     assert [r.loss_start for r in table] == [r.loss_start for r in expected]
@@ -65,25 +71,36 @@ def test_rows_equal_those_of_the_encoder(cache):
 
 
 def test_whatever_decides_the_tokens_is_in_the_key(cache):
-    encode_table(encoder(), PROMPTS)
+    encode_table(encoder(), PROMPTS, "key")
     variants = [
-        (encoder(), [*PROMPTS[:-1], Prompt("other\n", "ethane")]),
-        (encoder(), [*PROMPTS[:-1], Prompt(PROMPTS[-1].source, "methane")]),
-        (encoder(loss_on="all"), PROMPTS),
-        (encoder(max_length=8), PROMPTS),
-        (encoder("opt"), PROMPTS),
-        (encoder("llama"), PROMPTS),
+        (encoder(), "other key"),
+        (encoder(loss_on="all"), "key"),
+        (encoder(max_length=8), "key"),
+        (encoder("opt"), "key"),
+        (encoder("llama"), "key"),
     ]
-    for number, (each, prompts) in enumerate(variants, start=2):
-        encode_table(each, prompts)
+    for number, (each, key) in enumerate(variants, start=2):
+        encode_table(each, PROMPTS, key)
         assert len(list((cache / "tokens").iterdir())) == number
-    encode_table(encoder(), PROMPTS)
+    encode_table(encoder(), PROMPTS, "key")
     assert len(list((cache / "tokens").iterdir())) == len(variants) + 1
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SEQTUNE_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(token_table, "CACHE_ROWS", 10)
-    table, _ = encode_table(encoder(), PROMPTS)
+    table, errors = encode_table(encoder(), PROMPTS, "key")
     assert len(table) == 51
+    assert len(errors) == 9
+
+
+def test_the_digest_changes_with_any_token_and_any_start():
+    rows = [Encoded(np.array([7, 8, 9], np.int32), 1), Encoded(np.array([5, 6], np.int32), 1)]
+    others = [
+        [rows[0], Encoded(np.array([5, 7], np.int32), 1)],
+        [Encoded(np.array([7, 8, 9], np.int32), 2), rows[1]],
+        [Encoded(np.array([7, 8], np.int32), 1), Encoded(np.array([9, 5, 6], np.int32), 1)],
+        rows[::-1],
+    ]
+    digests = [TokenTable.of(each).digest for each in (rows, *others)]
+    assert len(set(digests)) == len(digests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import stat
@@ -134,6 +135,17 @@ def test_a_torn_file_is_named(tmp_path, name, size):
     torn.write_bytes(torn.read_bytes()[:size])
     with pytest.raises(RunError, match=f"{name}' is damaged .*start again with --overwrite or another --out"):
         trainer(tmp_path, average=0.2).restore()
+
+
+def test_a_checkpoint_without_a_place_in_its_epoch_is_refused(tmp_path):
+    trainer(tmp_path).run(quiet=True)
+    found = runs.latest_checkpoint(tmp_path / "checkpoints")
+    assert found is not None
+    state = json.loads((found / "state.json").read_text())
+    del state["epoch_step"]
+    (found / "state.json").write_text(json.dumps(state))
+    with pytest.raises(RunError, match=r"does not fit this model and optimizer \('epoch_step'\)"):
+        trainer(tmp_path).restore()
 
 
 def test_torn_best_weights_are_named(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import seqtune.procedures.fit
+import seqtune.tokens.batching
+import seqtune.training.defaults
 import seqtune.training.loop
 import seqtune.training.optim
 from conftest import build_model, pairs, write_csv
@@ -31,7 +34,7 @@ from seqtune.models.adapters import Adapter
 from seqtune.models.loading import load_model, load_tokenizer
 from seqtune.procedures.fit import fit
 from seqtune.records import Encoded, Prompt
-from seqtune.tokens.batching import StepPlan
+from seqtune.tokens.batching import PlannedStep, StepPlan, plan_epoch
 from seqtune.tokens.encode import Encoder
 from seqtune.training.defaults import resolve
 from seqtune.training.loop import Trainer
@@ -104,8 +107,8 @@ def test_resumed_is_uninterrupted_to_the_bit(llama_folder, tmp_path):
     first = Trainer(load_model(ModelConfig(name=str(llama_folder)), 0), encoded_rows(llama_folder), config, out)
     steps = first.plan.steps_from
 
-    def stop_early(done):
-        for number, step in enumerate(steps(done), start=done):
+    def stop_early(done, *place):
+        for number, step in enumerate(steps(done, *place), start=done):
             if number == 10:
                 raise KeyboardInterrupt
             yield step
@@ -252,12 +255,12 @@ def test_golden_loss_curve(llama_folder, tmp_path, monkeypatch):
     model = load_model(ModelConfig(name=str(llama_folder)), 0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     theirs = []
-    for step, (_, batches) in enumerate(StepPlan(np.array([len(r.input_ids) for r in rows]), config).steps_from(0)):
+    for step, planned in enumerate(StepPlan(np.array([len(r.input_ids) for r in rows]), config).steps_from(0, 0, 0)):
         progress = (step + 0.5) / 10
         factor = progress / 0.2 if progress < 0.2 else 0.5 * (1 + np.cos(np.pi * (progress - 0.2) / 0.8))
         optimizer.param_groups[0]["lr"] = 1e-3 * factor
         total, count = torch.zeros(()), 0
-        for i in batches[0]:
+        for i in planned.batches[0]:
             ids = torch.tensor(rows[i].input_ids.astype(np.int64))[None]
             logits = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
             targets = ids[0, 1:]
@@ -464,18 +467,43 @@ def test_defaults_follow_the_sizes():
     assert resolve(fixed, 4_000_000, short) == fixed
 
 
-def test_plan_counts_fractional_epochs_and_resumes_anywhere():
+@pytest.mark.parametrize("batching", ["bucket", "pack"])
+def test_plan_counts_fractional_epochs_and_resumes_anywhere(batching):
     lengths = np.random.default_rng(0).integers(5, 50, 200)
-    plan = StepPlan(lengths, TrainConfig(epochs=2.5, token_budget=200, gradient_accumulation=2))
-    whole = list(plan.steps_from(0))
-    assert len(whole) == plan.total_steps
-    first_two = np.concatenate([np.concatenate(b) for epoch, b in whole if epoch < 2])
+    config = TrainConfig(epochs=2.5, token_budget=200, gradient_accumulation=2, batching=batching)
+    plan = StepPlan(lengths, config)
+    whole = list(plan.steps_from(0, 0, 0))
+    in_first = math.ceil(len(plan_epoch(lengths, config, 0)) / 2)
+    assert len(whole) == plan.total_steps == 2 * in_first + round(in_first / 2)
+    first_two = np.concatenate([batch for step in whole if step.epoch < 2 for batch in step.batches])
     assert sorted(first_two) == sorted([*range(200), *range(200)])
-    for done in (0, 1, 17, plan.total_steps - 1):
-        rest = list(plan.steps_from(done))
+    for done in (0, 1, 17, in_first, plan.total_steps - 1, plan.total_steps):
+        last = whole[done - 1] if done else PlannedStep(0, -1, [])
+        rest = list(plan.steps_from(done, last.epoch, last.number + 1))
         assert len(rest) == plan.total_steps - done
-        for (_, a), (_, b) in zip(rest, whole[done:], strict=True):
-            assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+        for a, b in zip(rest, whole[done:], strict=True):
+            assert (a.epoch, a.number) == (b.epoch, b.number)
+            assert all(np.array_equal(x, y) for x, y in zip(a.batches, b.batches, strict=True))
+
+
+def test_epochs_are_planned_when_they_are_reached(monkeypatch):
+    """A budget in minutes asks for a thousand epochs; neither the start nor a resumption in the last one plans them all."""
+    planned = []
+    real = seqtune.tokens.batching.plan_epoch
+    monkeypatch.setattr(seqtune.tokens.batching, "plan_epoch", lambda *args: planned.append(args[2]) or real(*args))
+    lengths = np.random.default_rng(0).integers(5, 50, 500)
+    plan = StepPlan(lengths, TrainConfig(epochs=1000, token_budget=200))
+    assert planned == [0]
+    assert plan.total_steps == 1000 * len(real(lengths, plan.config, 0))
+    first = next(plan.steps_from(plan.total_steps - 2, 998, 4))
+    assert planned == [0, 998]
+    np.testing.assert_array_equal(first.batches[0], real(lengths, plan.config, 998)[4])
+
+
+def test_enough_steps_are_counted_without_a_plan(monkeypatch):
+    monkeypatch.setattr(seqtune.training.defaults, "plan_epoch", lambda *_: pytest.fail("planned"))
+    assert resolve(TrainConfig(), 4_000_000, np.full(20_000, 60)).epochs == 3
+    assert resolve(TrainConfig(batch_size=10), 4_000_000, np.full(4_000, 60)).epochs == 3
 
 
 @pytest.mark.slow

@@ -126,8 +126,9 @@ def _write(answers: Iterable[Prediction], out: Path, *, escape: bool) -> None:
 
 def _from_table(predictor: Predictor, file: str, column: str | None, data: DataConfig) -> Iterator[Prediction]:
     from seqtune import plugins
+    from seqtune.data.files import open_table
     from seqtune.data.layouts import SAID, layout_of
-    from seqtune.data.sources import open_table, read_examples
+    from seqtune.data.sources import read_examples
     from seqtune.decoding.predictor import predict_with_progress
     from seqtune.errors import DataError
 
@@ -146,7 +147,7 @@ def _from_table(predictor: Predictor, file: str, column: str | None, data: DataC
     predictor.template.check_columns(list(examples[0].fields), with_target=False)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
-    yield from predict_with_progress(predictor, examples, "predict")
+    yield from predict_with_progress(predictor, list(examples), "predict")
 
 
 def _from_lines(predictor: Predictor, texts: list[str] | None) -> Iterator[Prediction]:

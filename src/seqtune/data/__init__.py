@@ -11,7 +11,8 @@ __all__, __getattr__ = hands_on(
     __name__,
     {
         "layouts": "layout_of pair_of",
-        "sources": "check_rejected_share open_table read_examples",
+        "files": "open_table",
+        "sources": "check_rejected_share read_examples",
         "splits": "leakage split_examples subset",
         "templates": "PRESETS Template",
         "tasks": "Task",

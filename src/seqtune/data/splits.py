@@ -7,12 +7,13 @@ when rows are appended; `random` and `stratified` take exact shares, so rows may
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import polars
 
 from seqtune.config import SplitConfig
+from seqtune.data.table import FIELD, Rows, batches, take, texts
 from seqtune.errors import DataError
 from seqtune.records import Example
 
@@ -30,8 +31,17 @@ def unit_hash(text: str, seed: int, purpose: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def split_examples(examples: Sequence[Example], config: SplitConfig) -> dict[str, list[Example]]:
-    """Split `examples` into `train`, `validation` and `test`; each keeps the file's order.
+def unit_hashes(texts: Iterable[str], seed: int, purpose: str) -> np.ndarray:
+    """`unit_hash` of each text, float64 [N]."""
+    prefix = f"{purpose}\0{seed}\0".encode()
+    digests = bytearray()  # joining a generator would hold every digest as an object
+    for text in texts:
+        digests += hashlib.blake2b(prefix + text.encode(), digest_size=8).digest()
+    return np.frombuffer(digests, ">u8").astype(np.float64) / 2**64
+
+
+def deal(examples: Sequence[Example], config: SplitConfig) -> np.ndarray:
+    """The split of each row, as its place in `SPLITS`, uint8 [N].
 
     `hash` keeps equal inputs together. `stratified` takes the exact share of each band of input
     lengths (1, 2-3, 4-7, ... characters). `grouped` keeps equal keys together. `column` reads the
@@ -40,94 +50,135 @@ def split_examples(examples: Sequence[Example], config: SplitConfig) -> dict[str
     Raises:
         DataError: nothing is left to train on, or a split name is unknown.
     """
-    assign: dict[str, Callable[[], list[str]]] = {
-        "hash": lambda: [_by_hash(e.input, config) for e in examples],
-        "grouped": lambda: [_by_hash(e.fields[config.key or ""], config) for e in examples],
+    key = FIELD + (config.key or "")
+    assign: dict[str, Callable[[], np.ndarray]] = {
+        "hash": lambda: _by_hash(unit_hashes(texts(examples, "input"), config.seed, "split"), config),
+        "grouped": lambda: _by_hash(unit_hashes(texts(examples, key), config.seed, "split"), config),
         "random": lambda: _by_rank(np.random.default_rng(config.seed).random(len(examples)), config),
         "stratified": lambda: _stratified(examples, config),
-        "column": lambda: [_by_name(e, config) for e in examples],
+        "column": lambda: _by_name(examples, key, config),
     }
-    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    for example, name in zip(examples, assign[config.method](), strict=True):
-        splits[name].append(example)
-    if not splits["train"]:
+    dealt = assign[config.method]()
+    if not (dealt == SPLITS.index("train")).any():
         raise DataError(
             f"no row is left to train on: {len(examples)} rows, validation share {config.validation:g}, "
             f"test share {config.test:g} (data.split); give more rows or smaller shares"
         )
-    return splits
+    return dealt
 
 
-def _by_hash(key: str, config: SplitConfig) -> str:
-    share = unit_hash(key, config.seed, "split")
-    if share < config.test:
-        return "test"
-    return "validation" if share < config.test + config.validation else "train"
+def split_examples(examples: Rows, config: SplitConfig) -> dict[str, Rows]:
+    """Split `examples` into `train`, `validation` and `test`, as `deal` does; each keeps the file's order.
+
+    Raises:
+        DataError: nothing is left to train on, or a split name is unknown.
+    """
+    return sides(examples, deal(examples, config))
 
 
-def _by_rank(values: np.ndarray, config: SplitConfig) -> list[str]:
+def sides(examples: Rows, dealt: np.ndarray) -> dict[str, Rows]:
+    """The rows of each split."""
+    return {name: take(examples, np.flatnonzero(dealt == place).astype(np.int32)) for place, name in enumerate(SPLITS)}
+
+
+def _by_hash(shares: np.ndarray, config: SplitConfig) -> np.ndarray:
+    return _by_limits(shares, config.test, config.test + config.validation)
+
+
+def _by_rank(values: np.ndarray, config: SplitConfig) -> np.ndarray:
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     num_test = round(config.test * len(values))
-    num_validation = round(config.validation * len(values))
-    return ["test" if rank < num_test else "validation" if rank < num_test + num_validation else "train" for rank in ranks]
+    return _by_limits(ranks, num_test, num_test + round(config.validation * len(values)))
 
 
-def _stratified(examples: Sequence[Example], config: SplitConfig) -> list[str]:
-    bands: defaultdict[int, list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        bands[len(example.input).bit_length()].append(index)
-    names = [""] * len(examples)
-    for indices in bands.values():
-        hashes = np.array([unit_hash(examples[i].input, config.seed, "split") for i in indices])
-        for index, name in zip(indices, _by_rank(hashes, config), strict=True):
-            names[index] = name
-    return names
+def _by_limits(values: np.ndarray, test: float, held_out: float) -> np.ndarray:
+    """The lowest values go to test, the next to validation, the rest is trained on."""
+    train, validation, tested = (SPLITS.index(name) for name in ("train", "validation", "test"))
+    return np.where(values < test, tested, np.where(values < held_out, validation, train)).astype(np.uint8)
 
 
-def _by_name(example: Example, config: SplitConfig) -> str:
-    name = example.fields[config.key or ""].strip().lower()
-    split = {"valid": "validation", "val": "validation", "dev": "validation", "training": "train"}.get(name, name)
-    if split not in SPLITS:
-        raise DataError(
-            f"{example.file}, line {example.line}: the split {name!r} in column {config.key!r} is unknown; "
-            f"allowed: {', '.join(SPLITS)}"
-        )
-    return split
+def _stratified(examples: Sequence[Example], config: SplitConfig) -> np.ndarray:
+    lengths = np.concatenate([frame["input"].str.len_chars().to_numpy() for frame in batches(examples, "input")])
+    bands = np.frexp(lengths.astype(np.float64))[1]  # as `int.bit_length`
+    hashes = unit_hashes(texts(examples, "input"), config.seed, "split")
+    dealt = np.zeros(len(lengths), np.uint8)
+    for band in np.unique(bands):
+        inside = np.flatnonzero(bands == band)
+        dealt[inside] = _by_rank(hashes[inside], config)
+    return dealt
 
 
-def subset(examples: list[Example], num_examples: int | None, seed: int) -> list[Example]:
+def _by_name(examples: Sequence[Example], key: str, config: SplitConfig) -> np.ndarray:
+    known = {"valid": "validation", "val": "validation", "dev": "validation", "training": "train"}
+    places: list[int] = []
+    for frame in batches(examples, key, "file", "line"):
+        for text, file, line in frame.iter_rows():
+            name = text.strip().lower()
+            split = known.get(name, name)
+            if split not in SPLITS:
+                raise DataError(
+                    f"{file}, line {line}: the split {name!r} in column {config.key!r} is unknown; allowed: {', '.join(SPLITS)}"
+                )
+            places.append(SPLITS.index(split))
+    return np.array(places, np.uint8)
+
+
+def subset(examples: Rows, num_examples: int | None, seed: int) -> Rows:
     """The `num_examples` rows with the lowest hashes, so a smaller subset is part of every larger one."""
     if num_examples is None or num_examples >= len(examples):
         return examples
-    keep = sorted(hash_order(examples, seed, "subset")[:num_examples])
-    return [examples[i] for i in keep]
+    return take(examples, np.sort(hash_order(examples, seed, "subset")[:num_examples]))
 
 
-def hash_order(examples: Sequence[Example], seed: int, purpose: str) -> list[int]:
-    """Positions of the rows, sorted by hash: a shuffle that does not depend on the rows around a row."""
-    hashes = [unit_hash(f"{e.id}\0{e.input}", seed, purpose) for e in examples]
-    return np.argsort(hashes, kind="stable").tolist()
+def hash_order(examples: Sequence[Example], seed: int, purpose: str) -> np.ndarray:
+    """Positions of the rows, sorted by hash, int64 [N]: a shuffle that does not depend on the rows around a row."""
+    names = (f"{name}\0{text}" for frame in batches(examples, "id", "input") for name, text in frame.iter_rows())
+    return np.argsort(unit_hashes(names, seed, purpose), kind="stable")
 
 
-def leakage(splits: dict[str, list[Example]], key: str | None = None) -> dict[str, dict[str, int]]:
+def leakage(splits: Mapping[str, Sequence[Example]], key: str | None = None) -> dict[str, dict[str, int]]:
     """Count validation and test rows that share their input, normalised input, output, pair or key with a training row.
+
+    Texts are compared by hashes of 64 bits.
 
     Example:
         >>> rows = {"train": [Example("1", "a", "x")], "validation": [], "test": [Example("2", "A ", "x")]}
         >>> leakage(rows)["test"]["same_normalized_input"]
         1
     """
-    views: dict[str, Callable[[Example], object]] = {
-        "same_input": lambda e: e.question,
-        "same_normalized_input": lambda e: (e.context, " ".join(e.input.split()).casefold()),
-        "same_output": lambda e: e.output,
-        "same_pair": lambda e: (e.question, e.output),
+    views = {
+        "same_input": ("context", "input"),
+        "same_normalized_input": ("context", "normalized"),
+        "same_output": ("output",),
+        "same_pair": ("context", "input", "output"),
     }
     if key:
-        views["same_key"] = lambda e: e.fields[key]
-    seen = {name: {view(e) for e in splits["train"]} for name, view in views.items()}
+        views["same_key"] = (FIELD + key,)
+
+    def hashes(rows: Sequence[Example]) -> Iterator[dict[str, np.ndarray]]:
+        for frame in batches(rows, *({"context", "input", "output"} | ({FIELD + key} if key else set()))):
+            normal = [" ".join(text.split()).casefold() for text in frame["input"].to_list()]
+            whole = frame.with_columns(polars.Series("normalized", normal, polars.String))
+            yield {name: whole.select(view).hash_rows().to_numpy() for name, view in views.items()}
+
+    held_out = {split: list(hashes(splits[split])) for split in SPLITS[1:]}
+    both = [part for parts in held_out.values() for part in parts]
+    looked_for = {name: np.unique(np.concatenate([np.zeros(0, np.uint64), *(part[name] for part in both)])) for name in views}
+    found = {name: np.zeros(len(values), bool) for name, values in looked_for.items()}
+    if both:
+        for part in hashes(splits["train"]):
+            for name, values in part.items():
+                found[name] |= _among(looked_for[name], np.sort(values))
+    seen = {name: values[found[name]] for name, values in looked_for.items()}
     return {
         split: {"rows": len(splits[split])}
-        | {name: sum(view(e) in seen[name] for e in splits[split]) for name, view in views.items()}
-        for split in SPLITS[1:]
+        | {name: sum(int(_among(part[name], seen[name]).sum()) for part in parts) for name in views}
+        for split, parts in held_out.items()
     }
+
+
+def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """Which of the values are among others, which ascend."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    return ascending[np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)] == values

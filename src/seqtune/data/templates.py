@@ -1,14 +1,18 @@
-"""Example -> Prompt, and written text -> answer: pure strings. Presets, columns in braces and format inversion live here."""
+"""Rows -> Prompt, and written text -> answer: pure strings. Presets, columns in braces and format inversion live here."""
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
 
 from seqtune.config import FormatConfig
 from seqtune.data.splits import hash_order
+from seqtune.data.table import take
 from seqtune.errors import ConfigError, DataError, did_you_mean
 from seqtune.records import Example, Prompt, Turn
 
@@ -175,6 +179,47 @@ def _names(text: str, setting: str) -> list[str]:
     return names
 
 
-def inverted_ids(examples: Sequence[Example], share: float, seed: int) -> set[int]:
-    """Positions of the rows to invert: exactly `share` of them. The rows of a smaller share are among those of a larger one."""
-    return set(hash_order(examples, seed, "inversion")[: round(share * len(examples))])
+@dataclass(frozen=True, slots=True)
+class Prompts(Sequence[Prompt]):
+    """Rows as prompts, filled in where one is asked for.
+
+    Attributes:
+        template: what they are put into.
+        rows: N rows of a table.
+        inverted: which of them are inverted, bool [N].
+    """
+
+    template: Template
+    rows: Sequence[Example]
+    inverted: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        """One prompt, or a list of them."""
+        if isinstance(index, slice):
+            return list(Prompts(self.template, self.rows[index], self.inverted[index]))
+        return self.template.render(self.rows[index], inverted=bool(self.inverted[index]))
+
+    def __iter__(self) -> Iterator[Prompt]:
+        """All prompts."""
+        for example, inverted in zip(self.rows, self.inverted.tolist(), strict=True):
+            yield self.template.render(example, inverted=inverted)
+
+    def take(self, positions: np.ndarray) -> Prompts:
+        """The prompts at `positions`, which must ascend."""
+        return Prompts(self.template, take(self.rows, positions), self.inverted[positions])
+
+
+def inverted_rows(examples: Sequence[Example], share: float, seed: int) -> np.ndarray:
+    """Which rows to invert, bool [N]: exactly `share` of them. The rows of a smaller share are among those of a larger one."""
+    chosen = np.zeros(len(examples), bool)
+    if share:
+        chosen[hash_order(examples, seed, "inversion")[: round(share * len(examples))]] = True
+    return chosen

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from seqtune import plugins
+from seqtune.data.table import batches
 from seqtune.errors import SupervisionError
-from seqtune.records import Encoded, Example, Turn
+from seqtune.records import Encoded, Example
 from seqtune.tokens.encode import Encoder
 from seqtune.tokens.preparation import Prepared
+from seqtune.tokens.token_table import BLOCK_ROWS
 
 NUM_SHOWN = 3
 NGRAM = 3
@@ -63,15 +66,13 @@ def _rejections(prepared: Prepared) -> list[Finding]:
 def _unanswerable(prepared: Prepared) -> list[Finding]:
     """Held-out rows that the model cannot read; they stay, and count as wrong answers."""
     found = []
-    template = prepared.task.rendering
     for side in ("validation", "test"):
-        rows = prepared.examples[side]
-        encoded = prepared.encoder.encode_sources([template.render(e) for e in rows]) if rows else []
-        bad = [(e, ids) for e, ids in zip(rows, encoded, strict=True) if isinstance(ids, SupervisionError)]
-        if bad:
-            first, reason = bad[0]
-            text = f"{len(bad)} {side} rows cannot be answered and count as wrong; first: line {first.line}: {reason}"
-            found.append(Finding("warning", text))
+        count, first = 0, None
+        for example, ids in _sources(prepared, prepared.examples[side]):
+            if isinstance(ids, SupervisionError):
+                count, first = count + 1, first or f"line {example.line}: {ids}"
+        if count:
+            found.append(Finding("warning", f"{count} {side} rows cannot be answered and count as wrong; first: {first}"))
     return found
 
 
@@ -86,24 +87,39 @@ def _outside(prepared: Prepared) -> list[Finding]:
     return found
 
 
+def _sources(prepared: Prepared, rows: Sequence[Example]) -> Iterator[tuple[Example, np.ndarray | SupervisionError]]:
+    """Rows as a model reads them, encoded a few at a time."""
+    template, remaining = prepared.task.rendering, iter(rows)
+    while block := list(itertools.islice(remaining, BLOCK_ROWS)):
+        yield from zip(block, prepared.encoder.encode_sources([template.render(e) for e in block]), strict=True)
+
+
+def _hashes(rows: Sequence[Example], *names: str) -> np.ndarray:
+    """A hash of 64 bits of these columns of each row."""
+    return np.concatenate([np.zeros(0, np.uint64), *(frame.hash_rows().to_numpy() for frame in batches(rows, *names))])
+
+
 def _duplicates(train: Sequence[Example]) -> list[Finding]:
-    counts = Counter((e.question, e.output) for e in train)
-    extra = sum(n - 1 for n in counts.values())
+    _, firsts, counts = np.unique(_hashes(train, "context", "input", "output"), return_index=True, return_counts=True)
+    extra = len(train) - len(counts)
     if not extra:
         return []
-    ((_, text), _), times = counts.most_common(1)[0]
+    first = firsts[counts == counts.max()].min()
+    text, times = train[int(first)].input, counts.max()
     return [Finding("note", f"{extra} training rows repeat another row; {text[:60]!r} stands {times} times")]
 
 
 def _conflicts(train: Sequence[Example]) -> list[Finding]:
-    outputs: defaultdict[tuple[tuple[Turn, ...], str], dict[str | None, int]] = defaultdict(dict)
-    for example in train:
-        outputs[example.question].setdefault(example.output, example.line)
-    several = {question: found for question, found in outputs.items() if len(found) > 1}
-    if not several:
+    asked = _hashes(train, "context", "input")
+    _, firsts = np.unique(_hashes(train, "context", "input", "output"), return_index=True)  # each pair where it is first met
+    questions, counts = np.unique(asked[firsts], return_counts=True)
+    several = questions[counts > 1]
+    if not len(several):
         return []
-    (_, text), found = next(iter(several.items()))
-    lines = ", ".join(str(n) for n in list(found.values())[:5])
+    members = np.sort(firsts[np.isin(asked[firsts], several)])
+    same = members[asked[members] == asked[members[0]]]
+    text = train[int(same[0])].input
+    lines = ", ".join(str(train[i].line) for i in same[:5].tolist())
     return [
         Finding(
             "warning",
@@ -171,18 +187,19 @@ def _swap_gain(example: Example, inputs: Counter[str], outputs: Counter[str]) ->
 def statistics(prepared: Prepared) -> dict[str, Any]:
     """Lengths, fertility and unknown tokens of the training rows."""
     encoded = prepared.encoded
-    lengths = np.array([len(e.input_ids) for e in encoded])
-    targets = np.array([e.num_loss_tokens for e in encoded])
-    texts = ["".join(p.texts) for p in prepared.prompts]
-    words = sum(len(t.split()) for t in texts)
+    characters = words = 0
+    for prompt in prepared.prompts:
+        text = "".join(prompt.texts)
+        characters, words = characters + len(text), words + len(text.split())
     unknown = prepared.encoder.tokenizer.unk_token_id
+    num_tokens = int(encoded.lengths.sum(dtype=np.int64))
     return {
-        "tokens_per_row": _quantiles(lengths),
-        "loss_tokens_per_row": _quantiles(targets),
-        "tokens_per_character": round(float(lengths.sum()) / max(1, sum(map(len, texts))), 4),
-        "tokens_per_word": round(float(lengths.sum()) / max(1, words), 4),
-        "unknown_tokens": int(sum((e.input_ids == unknown).sum() for e in encoded)) if unknown is not None else 0,
-        "vocabulary_used": len(np.unique(np.concatenate([e.input_ids for e in encoded]))),
+        "tokens_per_row": _quantiles(encoded.lengths),
+        "loss_tokens_per_row": _quantiles(encoded.num_loss_tokens),
+        "tokens_per_character": round(num_tokens / max(1, characters), 4),
+        "tokens_per_word": round(num_tokens / max(1, words), 4),
+        "unknown_tokens": 0 if unknown is None else sum(int((row.input_ids == unknown).sum()) for row in encoded),
+        "vocabulary_used": len(encoded.used),
     }
 
 

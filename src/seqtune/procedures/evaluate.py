@@ -81,7 +81,7 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
     return answer_and_score(predictor, examples, training, out, quiet=quiet)
 
 
-def _read(questions: Questions, task: Task) -> tuple[list[Example], list[Rejected]]:
+def _read(questions: Questions, task: Task) -> tuple[Sequence[Example], list[Rejected]]:
     """The rows to ask, a nested sample of them if a number is given."""
     settings = questions.settings
     rejected: list[Rejected] = []
@@ -95,8 +95,7 @@ def _read(questions: Questions, task: Task) -> tuple[list[Example], list[Rejecte
         if rejected:
             check_rejected_share(len(rejected), len(examples) + len(rejected), settings.max_rejected, rejected[0])
     task.rendering.check_columns(list(examples[0].fields), with_target=False)
-    inside = [e for e in examples if within_limits(e, settings)]
-    return subset(inside, settings.num_examples, settings.split.seed), rejected
+    return subset(within_limits(examples, settings), settings.num_examples, settings.split.seed), rejected
 
 
 def check_packages(task: Task, decode: DecodeConfig) -> None:

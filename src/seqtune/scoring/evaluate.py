@@ -20,7 +20,7 @@ from seqtune.scoring.metrics import METRICS
 from seqtune.scoring.metrics.answers import NUM_BINS, answer_metrics, calibration_error, probability_statistics
 from seqtune.scoring.metrics.base import mean
 from seqtune.scoring.significance import defined, paired_randomization, score
-from seqtune.scoring.task_scores import task_scores, verification_scores
+from seqtune.scoring.task_scores import task_scores, thinned, verification_scores
 
 NUM_STRATA = 4
 
@@ -148,7 +148,7 @@ def evaluate_task(
         MissingDependencyError: the pack's metrics need a package that is not installed.
     """
     own = plugins.find("metrics", task.pack.metrics)() if task.pack and task.pack.metrics else None
-    rows = None if training is None else [(e.input, e.output or "") for e in training]
+    rows = None if training is None else [(e.input, e.output or "") for e in thinned(training)]
     metrics = evaluate(predictions, own, rows, task.answers, ordered=task.ordered)
     columns = metrics.pop("items", {})
     return metrics, [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from seqtune.plugins import Judgement, TaskMetrics
 from seqtune.records import Prediction
 from seqtune.scoring.significance import defined, mean_score
 
+Rows = TypeVar("Rows", bound=Sequence[Any])
 MAX_TRAINING = 100_000  # rows that inputs are looked up in; of a longer list, every n-th
 NUM_BASELINE_ITEMS = 1000  # rule-based tools take up to a second an item
 EXACT = "prediction == reference|case:mixed|space:as is"
@@ -45,11 +46,17 @@ def task_scores(
         values = {task.primary: judgement.values[task.primary], "exact_match": exact}
         result["strata"] = {name: _by_label(labels, values) for name, labels in judgement.strata.items()}
     if training is not None:
-        training = training if len(training) <= MAX_TRAINING else training[:: -(-len(training) // MAX_TRAINING)]
+        training = thinned(training)
         result["baseline_training_rows"] = len(training)
         sample = sorted(range(len(inputs)), key=lambda i: unit_hash(inputs[i], 0, "baselines"))[:NUM_BASELINE_ITEMS]
         result["baselines"] = _baselines([inputs[i] for i in sample], [references[i] for i in sample], task, training)
     return result
+
+
+def thinned(training: Rows) -> Rows:
+    """At most `MAX_TRAINING` rows, taken evenly."""
+    rows: Any = training[:: max(1, -(-len(training) // MAX_TRAINING))]
+    return rows
 
 
 def _scores(judgement: Judgement, task: TaskMetrics) -> dict[str, Any]:

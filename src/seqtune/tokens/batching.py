@@ -6,8 +6,10 @@ every n-th row of a batch, so one process and many take the same optimisation st
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,16 +37,17 @@ def plan_epoch(lengths: np.ndarray, config: TrainConfig, epoch: int) -> list[np.
     token_budget, batch_size = config.token_budget, config.batch_size
     assert token_budget or batch_size
     generator = np.random.default_rng([config.seed, epoch])
-    order = generator.permutation(len(lengths))
+    order = generator.permutation(np.arange(len(lengths), dtype=np.int32))
     if config.batching == "pack":
         return list(_cut_by_sum(order, lengths[order], token_budget, batch_size))
     per_batch = batch_size or max(1, int((token_budget or 0) / max(1.0, float(lengths.mean()))))
     # in a small table, batches of one length each would follow from sorting it all: they learn worse than mixed ones
     pool_size = per_batch * max(1, min(POOL_BATCHES, len(order) // (per_batch * MIN_POOLS)))
+    keys = lengths.astype(np.uint16) if lengths.max() < 2**16 else lengths  # numpy sorts short integers several times faster
     batches: list[np.ndarray] = []
     for start in range(0, len(order), pool_size):
         pool = order[start : start + pool_size]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        pool = pool[np.argsort(keys[pool], kind="stable")]
         batches.extend(cut(pool, lengths[pool], token_budget, batch_size))
     return [batches[i] for i in generator.permutation(len(batches))]
 
@@ -52,70 +55,93 @@ def plan_epoch(lengths: np.ndarray, config: TrainConfig, epoch: int) -> list[np.
 def _cut_by_sum(
     rows: np.ndarray, lengths: np.ndarray, token_budget: int | None, batch_size: int | None
 ) -> Iterator[np.ndarray]:
-    start = total = 0
-    for end, length in enumerate(lengths.tolist()):
-        full = end - start >= batch_size if batch_size else total + length > (token_budget or 0)
-        if full and end > start:
-            yield rows[start:end]
-            start, total = end, 0
-        total += length
-    if start < len(rows):
-        yield rows[start:]
+    sums = np.cumsum(lengths)
+    start = before = 0
+    while start < len(rows):
+        end = start + batch_size if batch_size else int(np.searchsorted(sums, before + (token_budget or 0), "right"))
+        end = min(max(start + 1, end), len(rows))
+        yield rows[start:end]
+        start, before = end, int(sums[end - 1])
 
 
 def cut(
     rows: np.ndarray, lengths: Sequence[int] | np.ndarray, token_budget: int | None, batch_size: int | None
 ) -> Iterator[np.ndarray]:
     """Cut rows that are sorted by length into batches under a budget of rows x longest row, or of so many rows."""
+    longest = np.asarray(lengths).tolist()
     start = 0
-    for end in range(1, len(rows) + 1):
-        size = end - start
-        full = size > batch_size if batch_size else size * int(lengths[end - 1]) > (token_budget or 0)
-        if full and size > 1:
-            yield rows[start : end - 1]
-            start = end - 1
-    if start < len(rows):
-        yield rows[start:]
+
+    def size(end: int) -> int:
+        return (end - start) * longest[end - 1]
+
+    while start < len(rows):
+        ends = range(start + 1, len(rows) + 1)  # their sizes ascend
+        end = start + max(1, batch_size or bisect.bisect_right(ends, token_budget or 0, key=size))
+        yield rows[start:end]
+        start = end
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """What one optimizer step reads.
+
+    Attributes:
+        epoch: 0-based.
+        number: of the step in its epoch, 0-based.
+        batches: row indices of each batch.
+    """
+
+    epoch: int
+    number: int
+    batches: list[np.ndarray]
 
 
 class StepPlan:
-    """Which rows each optimizer step reads, for every epoch.
+    """Which rows each optimizer step reads: epoch after epoch, each planned when it is reached.
+
+    The number of steps is known beforehand: the first epoch's, times the number of epochs. Later epochs fall into batches in
+    other ways and take up to about one step in a hundred more or fewer, so where there are several, the end of the training
+    may lie a few steps before the end of the last one, or after it.
 
     Args:
         lengths: tokens per row [N].
         config: resolved: budget, accumulation, epochs and seed.
+
+    Attributes:
+        total_steps: of the training.
     """
 
     def __init__(self, lengths: np.ndarray, config: TrainConfig):
         self.lengths = lengths
         self.config = config
-        self.epoch_steps: list[int] = []
         assert config.epochs, "resolved settings have a number of epochs"
+        self._planned = (0, plan_epoch(lengths, config, 0))
+        steps = math.ceil(len(self._planned[1]) / config.gradient_accumulation)
         whole, part = divmod(config.epochs, 1)
-        total = 0
-        for epoch in range(math.ceil(config.epochs)):
-            steps = math.ceil(len(self._batches(epoch)) / config.gradient_accumulation)
-            self.epoch_steps.append(steps)
-            total += steps if epoch < whole else max(1, round(part * steps))
-            if config.max_steps and total >= config.max_steps:
-                break
+        total = int(whole) * steps + (max(1, round(part * steps)) if part else 0)
         self.total_steps = min(total, config.max_steps or total)
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
-        return plan_epoch(self.lengths, self.config, epoch)
+        if self._planned[0] != epoch:
+            self._planned = (epoch, plan_epoch(self.lengths, self.config, epoch))
+        return self._planned[1]
 
-    def steps_from(self, done: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Yield (epoch, batches of the step) from step number `done` on."""
-        first = 0
-        for epoch, steps in enumerate(self.epoch_steps):
-            if done < first + steps:
-                batches = self._batches(epoch)
-                for i in range(max(0, done - first), steps):
-                    if first + i >= self.total_steps:
-                        return
-                    width = self.config.gradient_accumulation
-                    yield epoch, batches[i * width : (i + 1) * width]
-            first += steps
+    def steps_from(self, done: int, epoch: int, number: int) -> Iterator[PlannedStep]:
+        """Yield the steps that are left.
+
+        Args:
+            done: steps that are done.
+            epoch: of the last of them.
+            number: how many of them are of that epoch, which may be at its end.
+        """
+        width = self.config.gradient_accumulation
+        while done < self.total_steps:
+            batches = self._batches(epoch)[number * width : (number + 1) * width]
+            if batches:
+                yield PlannedStep(epoch, number, batches)
+                done, number = done + 1, number + 1
+            else:
+                epoch, number = epoch + 1, 0
 
 
 def by_length(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:

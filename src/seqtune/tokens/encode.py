@@ -90,7 +90,14 @@ class Encoder:
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids without special tokens; text such as `</s>` in the data stays plain text."""
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # what that call does, without the masks and offsets that it builds
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_sources(self, prompts: list[Prompt]) -> list[np.ndarray | SupervisionError]:
         """Encode what a model reads when predicting, int32 arrays [T]; a source that cannot be read yields the error."""
@@ -113,35 +120,40 @@ class Encoder:
     def encode(self, prompts: list[Prompt]) -> list[Encoded | SupervisionError]:
         """Encode rows for training; a row that is in doubt yields the error instead."""
         if self.chat:
-            rows: Any = self.chat.rows(prompts)
+            rows: list[Any] = list(self.chat.rows(prompts))
         else:
-            rows = zip(self.ids([p.source for p in prompts]), self.ids([p.target or "" for p in prompts]), strict=True)
-        return [row if isinstance(row, SupervisionError) else self._row(p, *row) for p, row in zip(prompts, rows, strict=True)]
+            ids = self.ids([p.source for p in prompts]), self.ids([p.target or "" for p in prompts])
+            rows = list(zip(*ids, strict=True))
+        written = iter(self._decoded([row[1] for row in rows if not isinstance(row, SupervisionError)]))
+        return [
+            row if isinstance(row, SupervisionError) else self._row(p, row[0], row[1], next(written))
+            for p, row in zip(prompts, rows, strict=True)
+        ]
 
-    def _row(self, prompt: Prompt, source: list[int], target: list[int]) -> Encoded | SupervisionError:
+    def _row(self, prompt: Prompt, source: list[int], target: list[int], written: str) -> Encoded | SupervisionError:
         if not prompt.target or not target:
             return SupervisionError("the target has no tokens, so there is nothing to learn")
         if self.end in target:
             return SupervisionError("the target holds the end-of-sequence token inside; what follows it would be lost")
         source = self.start + source
-        ids = np.array([*source, *target, self.end], dtype=np.int32)
+        ids = [*source, *target, self.end]
         if len(ids) > self.max_length:
             return TooLongError(
                 f"{len(source)} source + {len(target)} target + 1 end tokens exceed the limit of "
                 f"{self.max_length} (model.max_length); the target would be cut"
             )
-        highest = ids[self.num_virtual :].max()
+        highest = max(ids[self.num_virtual :])
         if highest >= self.vocab_size:
             return SupervisionError(f"token id {highest} is beyond the model's {self.vocab_size} embeddings")
-        if self.decode(target).strip() != prompt.target.strip():
+        if written.strip() != prompt.target.strip():
             return SupervisionError(
-                f"the target does not survive this tokenizer: {prompt.target[:60]!r} comes back as {self.decode(target)[:60]!r}"
+                f"the target does not survive this tokenizer: {prompt.target[:60]!r} comes back as {written[:60]!r}"
             )
         # the first token has nothing before it to be predicted from
         loss_start = max(1, len(source) if self.loss_on == "target" else len(self.start))
         if loss_start >= len(ids):
             return SupervisionError("no token would carry loss")
-        return Encoded(ids, loss_start)
+        return Encoded(np.array(ids, dtype=np.int32), loss_start)
 
     def answers(self, texts: Sequence[str], template: Template) -> list[list[int]]:
         """Token ids of given answers, each in the template's target and with the end token.
@@ -162,8 +174,15 @@ class Encoder:
 
     def decode(self, ids: list[int]) -> str:
         """Text of target ids, special tokens left out, spaces untouched; in a chat the answer alone."""
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        return self.chat.answer(text) if self.chat else text
+        return self._decoded([ids])[0]
+
+    def _decoded(self, rows: list[list[int]]) -> list[str]:
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            texts = [str(self.tokenizer.decode(r, skip_special_tokens=True, clean_up_tokenization_spaces=False)) for r in rows]
+        else:
+            texts = backend.decode_batch(rows, skip_special_tokens=True)
+        return [self.chat.answer(text) for text in texts] if self.chat else texts
 
 
 def make_encoder(config: Config) -> Encoder:

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars
+
 from seqtune import plugins, progress, runs
 from seqtune.config import Config, DataConfig, load_config
+from seqtune.data import kept
+from seqtune.data.files import open_table
 from seqtune.data.layouts import SAID, layout_of
-from seqtune.data.sources import check_rejected_share, open_table, read_examples
-from seqtune.data.splits import leakage, split_examples, subset
+from seqtune.data.sources import check_rejected_share, read_examples
+from seqtune.data.splits import deal, leakage, sides, subset
+from seqtune.data.table import Rows, Table, batches, read_context, take
 from seqtune.data.tasks import Task
-from seqtune.data.templates import inverted_ids
+from seqtune.data.templates import Prompts, inverted_rows
 from seqtune.errors import ConfigError, ModelError, VocabularyError
 from seqtune.models.loading import SMALL, num_parameters
 from seqtune.models.vocabulary import Vocabulary
@@ -44,7 +50,7 @@ class Prepared:
         vocabulary: what the model is trained in.
         encoder: of that vocabulary.
         examples: rows by split; training rows that cannot be encoded are gone, held-out rows are all there.
-        prompts: rendered training rows.
+        prompts: training rows, rendered when they are asked for.
         encoded: encoded training rows, parallel to `prompts` and `examples["train"]`.
         rejected: rows that cannot be used.
         left_out: rows left out by settings, by reason.
@@ -57,8 +63,8 @@ class Prepared:
     task: Task
     vocabulary: Vocabulary
     encoder: Encoder
-    examples: dict[str, list[Example]]
-    prompts: list[Prompt]
+    examples: dict[str, Table]
+    prompts: Prompts
     encoded: TokenTable
     rejected: list[Rejected]
     left_out: dict[str, int]
@@ -73,7 +79,7 @@ class Prepared:
             "fingerprint": self.fingerprint,
             "num_rows": self.num_rows,
             "splits": {side: len(rows) for side, rows in self.examples.items()},
-            "num_inverted": sum(p.inverted for p in self.prompts),
+            "num_inverted": int(self.prompts.inverted.sum()),
             "num_tokens": int(self.encoded.lengths.sum()),
             "num_loss_tokens": int(self.encoded.num_loss_tokens.sum()),
             "max_tokens": int(self.encoded.lengths.max()),
@@ -108,30 +114,37 @@ def prepare(config: Config) -> Prepared:
     dealt = read_splits(config, rejected)
     num_rows = sum(map(len, dealt.values())) + len(rejected)
     left_out = _leave_out(dealt, config.data)
+    key = _key(config, dealt)
     train = subset(dealt["train"], config.data.num_examples, config.data.split.seed)
     task = _with_answers(task, config, train)
     rendered = _render(config, task, dealt | {"train": train})
 
-    vocabulary, pieces_note = _with_pieces(config, Vocabulary(base.tokenizer, base.vocab_size), train)
-    encoded, errors = encode_table(base.with_vocabulary(vocabulary), rendered)
-    rejected += [Rejected(train[i].file, train[i].line, reason) for i, reason in errors.items()]
+    vocabulary, pieces_note = _with_pieces(config, Vocabulary(base.tokenizer, base.vocab_size), train, key)
+    encoded, errors = encode_table(base.with_vocabulary(vocabulary), rendered, key)
+    if errors:
+        bad = np.array(list(errors))
+        rejected += [Rejected(e.file, e.line, reason) for e, reason in zip(take(train, bad), errors.values(), strict=True)]
+        good = np.delete(np.arange(len(train), dtype=np.int32), bad)
+        train, rendered = train.take(good), rendered.take(good)
     if rejected:
         check_rejected_share(len(rejected), num_rows, config.data.max_rejected, rejected[0])
     if not encoded:
         raise ConfigError("no training row is left after encoding; see model.max_length and data.split")
-    prompts = [p for i, p in enumerate(rendered) if i not in errors]
-    vocabulary, note = _trimmed(config, vocabulary, encoded, prompts)
+    vocabulary, note = _trimmed(config, vocabulary, encoded, rendered)
     if vocabulary.kept is not None:
         encoded = encoded.renumbered(vocabulary.kept)
 
-    examples = dealt | {"train": [e for i, e in enumerate(train) if i not in errors]}
+    examples = dealt | {"train": train}
     limit = int(int(encoded.num_loss_tokens.max()) * 1.25) + 8
-    key = config.data.split.key if config.data.split.method == "grouped" else None
+    group = config.data.split.key if config.data.split.method == "grouped" else None
+    known = key and kept.key_of(key, encoded.digest, list(errors), group)
     notes = [*_notes(config, base), *_answers_note(task, train), *pieces_note, *note]
     return Prepared(
         task=dataclasses.replace(task, max_new_tokens=limit), vocabulary=vocabulary, encoder=base.with_vocabulary(vocabulary),
-        examples=examples, prompts=prompts, encoded=encoded, rejected=rejected, left_out=left_out,
-        leakage=leakage(examples, key), fingerprint=_fingerprint(encoded, examples), num_rows=num_rows, notes=notes,
+        examples=examples, prompts=rendered, encoded=encoded, rejected=rejected, left_out=left_out,
+        leakage=kept.fact(known and f"{known}-leakage", lambda: leakage(examples, group)),
+        fingerprint=kept.fact(known and f"{known}-fingerprint", lambda: _fingerprint(encoded, examples)),
+        num_rows=num_rows, notes=notes,
     )  # fmt: skip
 
 
@@ -143,7 +156,7 @@ def _with_answers(task: Task, config: Config, train: Sequence[Example]) -> Task:
     """
     if config.format.answers != "training":
         return task
-    answers = sorted({e.output or "" for e in train} - {""})
+    answers = sorted(_outputs(train, len(train)) - {""})
     if not 2 <= len(answers) <= MOST_ANSWERS:
         raise ConfigError(
             f"format.answers = 'training': the training rows have {len(answers):,} different outputs; a set of answers has 2 "
@@ -156,7 +169,7 @@ def _answers_note(task: Task, train: Sequence[Example]) -> list[str]:
     """How many answers there are to choose among, or that there are few enough to choose among them."""
     if task.answers:
         return [f"answers: the likeliest of {len(task.answers)} ({_listed(task.answers)})"]
-    outputs = sorted({e.output or "" for e in train})
+    outputs = sorted(_outputs(train, FEW_ANSWERS))
     if not 2 <= len(outputs) <= FEW_ANSWERS or len(outputs) * ROWS_AN_ANSWER > len(train):
         return []
     return [
@@ -167,6 +180,24 @@ def _answers_note(task: Task, train: Sequence[Example]) -> list[str]:
 
 def _listed(answers: Sequence[str]) -> str:
     return ", ".join(repr(a[:20]) for a in answers[:5]) + (", ..." if len(answers) > 5 else "")
+
+
+def _outputs(train: Sequence[Example], most: int) -> set[str]:
+    """The different outputs, or some of them, more than `most`, if there are more."""
+    found: set[str] = set()
+    for frame in batches(train, "output"):
+        found.update(frame["output"].fill_null("").unique().to_list())
+        if len(found) > most:
+            break
+    return found
+
+
+def _key(config: Config, dealt: Mapping[str, Table]) -> str | None:
+    """A hash of all rows, how they are dealt and what prompts are made of them; `None` if not all of them are kept."""
+    if any(table.key is None for table in dealt.values()):
+        return None
+    rows = [(table.key, None if table.rows is None else runs.fingerprint([table.rows.tobytes()])) for table in dealt.values()]
+    return kept.key_of(rows, config.data.num_examples, config.data.split.seed, config.train.seed, config.format)
 
 
 def _notes(config: Config, encoder: Encoder) -> list[str]:
@@ -182,38 +213,45 @@ def _notes(config: Config, encoder: Encoder) -> list[str]:
     return notes
 
 
-def _render(config: Config, task: Task, dealt: dict[str, list[Example]]) -> list[Prompt]:
+def _render(config: Config, task: Task, dealt: Mapping[str, Table]) -> Prompts:
     """The training rows' prompts, a share of them inverted; the columns that the template names must be in every table."""
     template = task.rendering
     for rows in filter(None, dealt.values()):
         template.check_columns(list(rows[0].fields))
-    inverted = inverted_ids(dealt["train"], config.format.inversion, config.train.seed)
-    return [template.render(e, inverted=i in inverted) for i, e in enumerate(dealt["train"])]
+    inverted = inverted_rows(dealt["train"], config.format.inversion, config.train.seed)
+    return Prompts(template, dealt["train"], inverted)
 
 
-def _fingerprint(encoded: TokenTable, examples: dict[str, list[Example]]) -> str:
-    held_out = (e for side in ("validation", "test") for e in examples[side])
-    return runs.fingerprint(
-        [encoded.fingerprint().encode(), *(f"{e.input}\0{e.output}{e.context or ''}".encode() for e in held_out)]
-    )
+def _fingerprint(encoded: TokenTable, examples: Mapping[str, Sequence[Example]]) -> str:
+    held_out = (frame for side in ("validation", "test") for frame in batches(examples[side], "input", "output", "context"))
+    rows = (f"{asked}\0{answer}\0{context}".encode() for frame in held_out for asked, answer, context in frame.iter_rows())
+    return runs.fingerprint([encoded.digest.encode(), *rows])
 
 
-def _with_pieces(config: Config, vocabulary: Vocabulary, train: Sequence[Example]) -> tuple[Vocabulary, list[str]]:
+def _with_pieces(
+    config: Config, vocabulary: Vocabulary, train: Sequence[Example], key: str | None
+) -> tuple[Vocabulary, list[str]]:
     """The vocabulary with as many pieces as asked for, or, if that is left open, with what has proved worth it."""
     asked = config.model.adapt_vocabulary
-    adapted = vocabulary
+    if not asked and not (asked is None and _may_adapt(config, len(train))):
+        return vocabulary, []
+    tokenizer: Any = vocabulary.tokenizer
+    known = key and kept.key_of(key, asked, tokenizer.backend_tokenizer.to_str())
+    pieces = kept.fact(known, lambda: _adapted(vocabulary, train, asked).pieces)
+    note = f"vocabulary: {len(pieces):,} frequent pieces of the training texts are added"
+    return vocabulary.with_tokens(pieces), [note] if pieces else []
+
+
+def _adapted(vocabulary: Vocabulary, train: Sequence[Example], asked: int | None) -> Vocabulary:
+    """With as many pieces as are asked for, or with some if they make the rows shorter by so much that it pays."""
     if asked:
-        adapted = vocabulary.with_pieces(_texts(train, len(train)), asked)
-    elif asked is None and _may_adapt(config, len(train)):
-        try:  # where a tokenizer cannot take pieces, there is nothing to be gained
-            adapted = vocabulary.with_pieces(_texts(train, MOST_ADAPT_ROWS), ADAPT_PIECES)
-        except ModelError:
-            return vocabulary, []
-        counted = _texts(train, NUM_COUNTED)
-        if adapted.num_tokens(counted) > ADAPT_WORTH * vocabulary.num_tokens(counted):
-            return vocabulary, []
-    note = f"vocabulary: {len(adapted.added):,} frequent pieces of the training texts are added"
-    return adapted, [note] if adapted.added else []
+        return vocabulary.with_pieces(_texts(train, len(train)), asked)
+    try:  # where a tokenizer cannot take pieces, there is nothing to be gained
+        adapted = vocabulary.with_pieces(_texts(train, MOST_ADAPT_ROWS), ADAPT_PIECES)
+    except ModelError:
+        return vocabulary
+    counted = _texts(train, NUM_COUNTED)
+    return vocabulary if adapted.num_tokens(counted) > ADAPT_WORTH * vocabulary.num_tokens(counted) else adapted
 
 
 def _may_adapt(config: Config, num_rows: int) -> bool:
@@ -222,7 +260,8 @@ def _may_adapt(config: Config, num_rows: int) -> bool:
 
 def _texts(rows: Sequence[Example], most: int) -> list[str]:
     """Inputs and outputs of at most so many rows, taken evenly: the first rows of a sorted table are not like the others."""
-    return [text for e in rows[:: max(1, -(-len(rows) // most))] for text in (e.input, e.output or "")]
+    columns = batches(rows[:: max(1, -(-len(rows) // most))], "input", "output")
+    return [text or "" for frame in columns for pair in frame.iter_rows() for text in pair]
 
 
 def _trimmed(
@@ -234,19 +273,18 @@ def _trimmed(
         return vocabulary, []
     texts = [text for p in prompts[:NUM_COMPARED] for text in p.texts]
     try:
-        trimmed = vocabulary.trimmed(encoded.used_ids().tolist(), texts)
+        trimmed = vocabulary.trimmed(encoded.used.tolist(), texts)
     except VocabularyError as error:
         return vocabulary, [f"the vocabulary stays whole: {error}"]
     return trimmed, [f"vocabulary: {trimmed.size:,} of {vocabulary.size:,} tokens are kept"]
 
 
-def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Example]]:
+def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, Table]:
     """Read the files and deal the rows; files of their own for validation or test replace that share.
 
     A group key that the task's pack knows how to compute need not be a column of the table.
     """
     data = Task.from_config(config).reading(config.data)
-    assert data.path
     split = data.split.model_copy(
         update={
             "validation": 0.0 if data.validation_path else data.split.validation,
@@ -257,22 +295,24 @@ def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, list[Exam
     if group:  # the key is computed, so no column of that name is asked for
         data = data.model_copy(update={"split": data.split.model_copy(update={"key": None})})
 
-    def read(path: str) -> list[Example]:
-        examples, bad = read_examples(path, data)
+    def read(path: str) -> Table:
+        table, bad = read_examples(path, data)
         rejected.extend(bad)
         if group is None:
-            return examples
-        keys = zip(examples, group(examples), strict=True)
-        return [dataclasses.replace(e, fields={**e.fields, str(split.key): key}) for e, key in keys]
+            return table
+        keys = group(table)
+        return dataclasses.replace(table.with_field(str(split.key), keys), key=table.key and kept.key_of(table.key, keys))
 
-    dealt = split_examples(read(data.path or ""), split)
+    table = read(data.path or "")
+    dealt = kept.array(table.key and kept.key_of(table.key, split), lambda: deal(table, split))
+    tables = sides(table, dealt)
     for side, path in (("validation", data.validation_path), ("test", data.test_path)):
         if path:
-            dealt[side] = read(path)
-    return dealt
+            tables[side] = read(path)
+    return tables
 
 
-def _group_function(config: Config) -> Callable[[list[Example]], list[str]] | None:
+def _group_function(config: Config) -> Callable[[Sequence[Example]], list[str]] | None:
     """The pack's function for the split key, unless the table has a column of that name."""
     key, pack = config.data.split.key, Task.from_config(config).pack
     if config.data.split.method != "grouped" or pack is None or key is None or key not in pack.keys:
@@ -281,7 +321,7 @@ def _group_function(config: Config) -> Callable[[list[Example]], list[str]] | No
     return None if key in open_table(config.data.path, config.data).columns else plugins.load(pack.keys[key])
 
 
-def training_rows(folder: Path) -> list[Example]:
+def training_rows(folder: Path) -> Sequence[Example]:
     """The rows that a run was trained on, read again; none if it is no run folder or its table has gone.
 
     A table on the hub counts as gone unless somebody at the terminal agrees: what a run folder says is no permission to fetch.
@@ -305,21 +345,25 @@ def training_rows(folder: Path) -> list[Example]:
     return subset(dealt["train"], config.data.num_examples, config.data.split.seed)
 
 
-def within_limits(example: Example, data: DataConfig) -> bool:
-    """True if a row's texts are no longer than the length settings allow."""
-    read = "".join((*(turn.content for turn in example.context), example.input))
-    return _within(read, data.max_input_characters) and _within(example.output or "", data.max_output_characters)
+def within_limits(rows: Rows, data: DataConfig) -> Rows:
+    """The rows whose texts are no longer than the length settings allow; a conversation is read as a whole."""
+    asked, answered = data.max_input_characters, data.max_output_characters
+    if asked is None and answered is None:
+        return rows
+    inside = [np.zeros(0, bool)]
+    for frame in batches(rows, "context", "input", "output"):
+        lengths = frame.select(polars.col("input").str.len_chars(), polars.col("output").str.len_chars().fill_null(0))
+        before = [sum(len(turn.content) for turn in read_context(cell)) for cell in frame["context"].to_list()]
+        read, written = lengths["input"].to_numpy() + np.array(before), lengths["output"].to_numpy()
+        inside.append((read <= (asked or np.inf)) & (written <= (answered or np.inf)))
+    return take(rows, np.flatnonzero(np.concatenate(inside)))
 
 
-def _within(text: str, limit: int | None) -> bool:
-    return limit is None or len(text) <= limit
-
-
-def _leave_out(dealt: dict[str, list[Example]], data: DataConfig) -> dict[str, int]:
+def _leave_out(dealt: dict[str, Table], data: DataConfig) -> dict[str, int]:
     """Apply the length settings; returns counts by side."""
     counts: dict[str, int] = {}
     for side, rows in dealt.items():
-        dealt[side] = [e for e in rows if within_limits(e, data)]
+        dealt[side] = within_limits(rows, data)
         if len(dealt[side]) < len(rows):
             counts[f"{side} rows by length settings"] = len(rows) - len(dealt[side])
     if not dealt["train"]:

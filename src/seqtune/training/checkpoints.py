@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class TrainState:
 
     Attributes:
         step: optimizer steps done.
+        epoch: of the last step, 0-based.
+        epoch_step: steps done in it.
         seconds: training time used so far, over all resumptions.
         num_tokens: real tokens read so far.
         best: the best validation's metrics, `None` before the first.
@@ -48,6 +50,8 @@ class TrainState:
     """
 
     step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
     seconds: float = 0.0
     num_tokens: int = 0
     best: dict[str, float] | None = None
@@ -203,7 +207,8 @@ def load(
         RunError: the checkpoint is damaged, does not fit this model and optimizer, or lies beyond the plan.
     """
     try:
-        state = TrainState(**runs.read_json(checkpoint / STATE, step=int))
+        stored = runs.read_json(checkpoint / STATE, step=int)
+        state = TrainState(**{each.name: stored[each.name] for each in fields(TrainState)})
         if state.step > total_steps:
             raise RunError(
                 f"the checkpoint {str(checkpoint)!r} is of step {state.step}, but this training has {total_steps} steps; "

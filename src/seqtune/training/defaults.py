@@ -71,6 +71,15 @@ def for_adapter(config: TrainConfig, method: str, num_parameters: int) -> TrainC
     return config.model_copy(update={"optimizer": optimizer, "learning_rate": rate})
 
 
+def _epochs(lengths: np.ndarray, sized: TrainConfig) -> float:
+    budget = sized.token_budget or 1
+    least = len(lengths) / sized.batch_size if sized.batch_size else float(np.minimum(lengths, budget).sum()) / budget
+    if EPOCHS * least / sized.gradient_accumulation >= MIN_STEPS:  # however full the batches are; so nothing need be planned
+        return EPOCHS
+    steps = math.ceil(len(plan_epoch(lengths, sized, 0)) / sized.gradient_accumulation)
+    return min(MAX_EPOCHS, max(EPOCHS, float(math.ceil(MIN_STEPS / steps))))
+
+
 def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> TrainConfig:
     """Replace every `null` and `auto` that depends on sizes by a value; what is set stays.
 
@@ -90,10 +99,7 @@ def resolve(config: TrainConfig, num_parameters: int, lengths: np.ndarray) -> Tr
     average = (AVERAGE if small else 0.0) if config.average is None else config.average
     epochs = config.epochs
     if epochs is None:
-        sized = config.model_copy(update={"token_budget": budget, "batching": batching})
-        batches = len(plan_epoch(lengths, sized, 0))
-        steps = math.ceil(batches / config.gradient_accumulation)
-        epochs = min(MAX_EPOCHS, max(EPOCHS, float(math.ceil(MIN_STEPS / steps))))
+        epochs = _epochs(lengths, config.model_copy(update={"token_budget": budget, "batching": batching}))
     return config.model_copy(
         update={
             "optimizer": optimizer,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from seqtune.models.loading import SMALL
-from seqtune.records import Batch, Encoded
-from seqtune.tokens.batching import StepPlan, collate, cut
+from seqtune.records import Batch
+from seqtune.tokens.batching import PlannedStep, StepPlan, collate, cut
+from seqtune.tokens.token_table import TokenTable
 
 AHEAD = 2  # steps that are collated ahead
 PACK_LENGTH = 512  # tokens of a packed row: longer ones waste attention, shorter ones waste room
@@ -25,11 +26,15 @@ class Step:
         batches: this process's share of each batch, with the weight of its loss: 0 where the batch had no row for it.
         num_tokens: real tokens of the step in all processes.
         num_loss_tokens: those that carry loss.
+        epoch: 0-based.
+        number: of the step in its epoch, 0-based.
     """
 
     batches: list[tuple[Batch, float]]
     num_tokens: int
     num_loss_tokens: int
+    epoch: int
+    number: int
 
 
 def part_tokens(num_parameters: int, num_trained: int) -> int:
@@ -55,33 +60,34 @@ class Feed:
         on_gpu: put batches into pinned memory, from which a GPU copies without waiting.
     """
 
-    def __init__(self, rows: Sequence[Encoded], plan: StepPlan, rank: int, width: int, part_tokens: int | None, on_gpu: bool):
+    def __init__(self, rows: TokenTable, plan: StepPlan, rank: int, width: int, part_tokens: int | None, on_gpu: bool):
         self.rows, self.plan, self.rank, self.width, self.on_gpu = rows, plan, rank, width, on_gpu
         self.part_tokens = part_tokens
         self.pack_length = PACK_LENGTH if plan.config.batching == "pack" else None
 
-    def steps_from(self, done: int) -> Iterator[Step]:
-        """Steps after the first `done` ones."""
+    def steps_from(self, done: int, epoch: int, number: int) -> Iterator[Step]:
+        """The steps that are left, as `StepPlan.steps_from` plans them."""
         waiting: deque[Future[Step]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
-            for _, batches in self.plan.steps_from(done):
-                waiting.append(pool.submit(self._step, batches))
+            for planned in self.plan.steps_from(done, epoch, number):
+                waiting.append(pool.submit(self._step, planned))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
-    def _step(self, batches: list[np.ndarray]) -> Step:
+    def _step(self, planned: PlannedStep) -> Step:
         # every process takes every n-th row; one that gets none reads a row for nothing, to keep in step with the others
         collated = []
-        for batch in batches:
+        for batch in planned.batches:
             share = batch[self.rank :: self.width]
             collated += [
                 (self._collate(part), float(len(share) > 0)) for part in self._parts(share if len(share) else batch[:1])
             ]
-        lengths = [int(self.plan.lengths[batch].sum()) for batch in batches]
-        num_loss_tokens = sum(self.rows[i].num_loss_tokens for batch in batches for i in batch)
-        return Step(collated, sum(lengths), num_loss_tokens)
+        read = np.concatenate(planned.batches)
+        num_tokens = int(self.plan.lengths[read].sum())
+        num_loss_tokens = num_tokens - int(self.rows.loss_starts[read].sum())
+        return Step(collated, num_tokens, num_loss_tokens, planned.epoch, planned.number)
 
     def _parts(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         """Cut what would hold many activations at once; gradients add up, so the step stays the same."""

@@ -6,7 +6,6 @@ divided by the loss tokens of the whole step, and randomness is drawn from (seed
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
@@ -15,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -25,6 +23,7 @@ from seqtune.errors import RunError
 from seqtune.models.loss import TargetLoss, check_packing, compile_backbone
 from seqtune.records import Encoded
 from seqtune.tokens.batching import StepPlan
+from seqtune.tokens.token_table import TokenTable
 from seqtune.training import checkpoints, defaults, divergence
 from seqtune.training.checkpoints import Outcome, TrainState
 from seqtune.training.divergence import DivergedError
@@ -60,7 +59,8 @@ class Trainer:
         folder: Path,
         validate: Validate | None = None,
     ):
-        lengths = np.array([len(row.input_ids) for row in rows])
+        rows = rows if isinstance(rows, TokenTable) else TokenTable.of(rows)
+        lengths = rows.lengths
         self.num_parameters = sum(p.numel() for p in model.parameters())
         self.config = config = defaults.resolve(config, self.num_parameters, lengths)
         self.folder = folder
@@ -164,7 +164,7 @@ class Trainer:
         try:
             if self.config.on_divergence == "rewind" and self.state.step == 0:
                 self.checkpoint()
-            steps = self.feed.steps_from(self.state.step)
+            steps = self.feed.steps_from(self.state.step, self.state.epoch, self.state.epoch_step)
             self._agree()
             self._do_what_is_due(quiet)  # a validation, if the training was interrupted when it was due
             while (reason := self.should_stop()) is None:
@@ -288,6 +288,7 @@ class Trainer:
         if self.average:
             self.average.update(factor)
         self.state.step += 1
+        self.state.epoch, self.state.epoch_step = step.epoch, step.number + 1
         self.state.num_tokens += step.num_tokens
         self._losses.append(self.accelerator.reduce(total, "sum") / step.num_loss_tokens)  # type: ignore[operator]
         self.state.unlogged["steps"] = self.state.unlogged.get("steps", 0.0) + 1
@@ -316,10 +317,9 @@ class Trainer:
         pending = self.state.unlogged
         if not pending:
             return
-        ends = itertools.accumulate(self.plan.epoch_steps)
         line = {
             "step": self.state.step,
-            "epoch": next(epoch for epoch, end in enumerate(ends) if self.state.step <= end),
+            "epoch": self.state.epoch,
             "loss": pending["loss"] / pending["steps"],
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "num_tokens": self.state.num_tokens,

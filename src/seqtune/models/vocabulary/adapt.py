@@ -46,21 +46,29 @@ def add_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], num_pie
         ModelError: with the new tokens, a text does not come back from the tokenizer as it went in. SentencePiece's kind of
             tokenizer does this, because it marks the beginnings of words.
     """
-    known = tokenizer.get_vocab()
-    pieces = [piece for piece in frequent_pieces(texts, num_pieces) if piece not in known]
-    if not pieces:
-        return {}
-    parts = tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    pieces_with_parts = [(p, ids) for p, ids in zip(pieces, parts, strict=True) if len(ids) > 1]
-    added: list[str | AddedToken] = [AddedToken(p, normalized=False) for p, _ in pieces_with_parts]
-    tokenizer.add_tokens(added)
-    for text in texts[:NUM_PROBES]:
+    added = add_tokens(tokenizer, frequent_pieces(texts, num_pieces))
+    for text in texts[:NUM_PROBES] if added else ():
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip() != text.strip():
             raise ModelError(
                 f"model.adapt_vocabulary does not work with this tokenizer: {text[:60]!r} comes back changed; it needs a "
                 "byte-level one (GPT-2's kind); --set model.adapt_vocabulary=0"
             )
+    return added
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str]) -> dict[int, list[int]]:
+    """Add those of the `pieces` that take several tokens to a tokenizer, in place.
+
+    Returns:
+        New token id -> the ids that spelled it before.
+    """
+    known = tokenizer.get_vocab()
+    new = [piece for piece in pieces if piece not in known]
+    parts = tokenizer(new, add_special_tokens=False, split_special_tokens=True)["input_ids"] if new else []
+    pieces_with_parts = [(p, ids) for p, ids in zip(new, parts, strict=True) if len(ids) > 1]
+    added: list[str | AddedToken] = [AddedToken(p, normalized=False) for p, _ in pieces_with_parts]
+    tokenizer.add_tokens(added)
     return {int(tokenizer.convert_tokens_to_ids(p)): ids for p, ids in pieces_with_parts}  # type: ignore[arg-type]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from seqtune.models.vocabulary.adapt import add_pieces, extend_embeddings
+from seqtune.models.vocabulary.adapt import add_pieces, add_tokens, extend_embeddings
 from seqtune.models.vocabulary.trim import trim_embeddings, trim_tokenizer
 
 
@@ -44,9 +44,21 @@ class Vocabulary:
         Raises:
             ModelError: the tokenizer does not give texts back once pieces are added.
         """
+        return self._grown(lambda tokenizer: add_pieces(tokenizer, texts, num_pieces))
+
+    def with_tokens(self, pieces: Sequence[str]) -> Vocabulary:
+        """With pieces that `with_pieces` found before, on the same texts."""
+        return self._grown(lambda tokenizer: add_tokens(tokenizer, pieces))
+
+    @property
+    def pieces(self) -> list[str]:
+        """The pieces that were added."""
+        return [str(self.tokenizer.convert_ids_to_tokens(token)) for token in self.added]
+
+    def _grown(self, add: Callable[[PreTrainedTokenizerBase], dict[int, list[int]]]) -> Vocabulary:
         assert self.kept is None, "pieces are added before tokens are dropped"
         tokenizer = copy.deepcopy(self.tokenizer)
-        added = add_pieces(tokenizer, texts, num_pieces)
+        added = add(tokenizer)
         return dataclasses.replace(self, tokenizer=tokenizer, size=max([self.size, *(i + 1 for i in added)]), added=added)
 
     def trimmed(self, used: Iterable[int], texts: Sequence[str]) -> Vocabulary:

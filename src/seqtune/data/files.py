@@ -1,0 +1,316 @@
+"""Table files and their lines: CSV, TSV, JSONL and Parquet, plain or compressed, local or `hf://`.
+
+Text is cut into cells by the standard library, so every row has its line and a bad one does not stop the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import polars
+import pyarrow
+import pyarrow.parquet
+import zstandard
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from seqtune.config import DataConfig
+from seqtune.data.table import FIELD, FRAME_ROWS
+from seqtune.errors import DataError, did_you_mean
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """A table file whose kind and columns are known."""
+
+    name: str
+    path: Path
+    kind: str
+    compression: str | None
+    columns: tuple[str, ...]
+
+
+def resolve(name: str) -> Path:
+    """Turn a path or an `hf://datasets/OWNER/NAME[/FILE]` address into a local path.
+
+    Raises:
+        DataError: there is no such file, or the hub cannot be reached or lists several tables.
+    """
+    if name.startswith("hf://"):
+        return _from_hub(name)
+    path = Path(name)
+    if path.is_dir():
+        raise DataError(f"{name!r} is a folder; name a table file in it ({', '.join(KINDS)})")
+    if not path.exists():
+        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise DataError(f"{name!r} does not exist{near}")
+    return path
+
+
+def _from_hub(name: str) -> Path:
+    parts = name.removeprefix("hf://").removeprefix("datasets/").split("/")
+    if len(parts) < 2:
+        raise DataError(f"{name!r}: write hf://datasets/OWNER/NAME or hf://datasets/OWNER/NAME/FILE")
+    repository, _, revision = "/".join(parts[:2]).partition("@")
+    file = "/".join(parts[2:])
+    try:
+        if not file:
+            listing = huggingface_hub.list_repo_files(repository, repo_type="dataset", revision=revision or None)
+            tables = [f for f in listing if _kind_of(f)[0] in KINDS]
+            if len(tables) != 1:
+                raise DataError(f"{name!r} holds {len(tables)} tables; name one: {', '.join(tables[:10])}")
+            file = tables[0]
+        local = huggingface_hub.hf_hub_download(repository, file, repo_type="dataset", revision=revision or None)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{name!r} cannot be fetched from the hub: {first_line}") from None
+    return Path(local)
+
+
+def _kind_of(name: str) -> tuple[str, str | None]:
+    path = Path(name.lower())
+    compression = COMPRESSIONS.get(path.suffix)
+    kind = Path(path.stem).suffix if compression else path.suffix
+    return (".jsonl" if kind == ".ndjson" else kind), compression
+
+
+def open_table(name: str, config: DataConfig) -> TableFile:
+    """Find out what a file is and which columns it has.
+
+    Raises:
+        DataError: the file is missing, empty, of an unknown kind, broken, or lacks a header.
+    """
+    path = resolve(name)
+    kind, compression = _kind_of(path.name)
+    if kind not in KINDS:
+        raise DataError(
+            f"{name!r}: the ending {kind or '(none)'!r} is unknown; allowed: {', '.join(KINDS)}, each also with .gz or .zst"
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"{name!r} is empty (0 bytes); it needs a header line and at least one row")
+    table = TableFile(name, path, kind, compression, ())
+    try:
+        columns = _columns(table, config)
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise _broken_archive(table, 0, error) from None
+    if len(set(columns)) < len(columns):
+        double = next(c for c in columns if columns.count(c) > 1)
+        raise DataError(f"{name!r}: the column {double!r} appears twice in the header; rename one")
+    return TableFile(name, path, kind, compression, tuple(columns))
+
+
+def _broken_archive(table: TableFile, line: int, error: Exception) -> DataError:
+    return DataError(
+        f"{table.name!r}: the {table.compression} data is broken or cut off after line {line} ({error}); "
+        "fetch or compress the file again"
+    )
+
+
+def _bytes(table: TableFile) -> io.BufferedReader:
+    if table.compression == "gzip":
+        return io.BufferedReader(gzip.open(table.path, "rb"))  # type: ignore[arg-type]
+    if table.compression == "zstd":
+        return io.BufferedReader(zstandard.open(table.path, "rb"))  # type: ignore[arg-type]
+    return table.path.open("rb")
+
+
+def _text(table: TableFile) -> io.TextIOWrapper:
+    # surrogateescape keeps a bad byte inside its cell, so that one row is rejected and not the file
+    return io.TextIOWrapper(_bytes(table), encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _reader(table: TableFile, handle: io.TextIOWrapper, config: DataConfig) -> Iterator[list[str]]:
+    csv.field_size_limit(sys.maxsize)
+    return csv.reader(
+        handle,
+        delimiter=config.delimiter or DELIMITERS[table.kind],
+        quotechar=config.quote or None,
+        quoting=csv.QUOTE_MINIMAL if config.quote else csv.QUOTE_NONE,
+        strict=True,
+    )
+
+
+def _columns(table: TableFile, config: DataConfig) -> list[str]:
+    if table.kind == ".parquet":
+        with _reading_parquet(table):
+            return list(polars.read_parquet_schema(_parquet(table)))
+    with _text(table) as handle:
+        if handle.buffer.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[attr-defined]
+            raise DataError(f"{table.name!r} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW")
+        if table.kind == ".jsonl":
+            first = next((line for line in handle if line.strip()), None)
+            if first is None:
+                raise DataError(f"{table.name!r} holds no rows; it needs one JSON object per line")
+            record = _json_object(first)
+            if isinstance(record, str):
+                raise DataError(f"{table.name!r}, line 1: {record}; each line must be one JSON object")
+            return [str(key) for key in record]
+        try:
+            header = next(iter(_reader(table, handle, config)), None)
+        except csv.Error as error:
+            raise DataError(f"{table.name!r}, line 1: {error}; {_QUOTE_HINT}") from None
+    if not header:
+        raise DataError(f"{table.name!r} has no header line; the first line must name the columns")
+    return header
+
+
+_QUOTE_HINT = "if quote characters are plain text in this file, --set data.quote=''"
+
+
+def _json_object(line: str) -> dict[str, object] | str:
+    """The object on a line, or what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
+        return f"not JSON ({error})"
+    return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object"
+
+
+@dataclass(slots=True)
+class Raw:
+    """Some rows of a file, not yet looked at.
+
+    Attributes:
+        names: the file's columns.
+        lines: line on which each row ends.
+        columns: for each of the names the cells, `None` where a row lacks the column.
+        more: columns that only some rows have, as JSON objects; empty if the file cannot have any.
+        faults: lines that hold no row, and why.
+    """
+
+    names: tuple[str, ...]
+    lines: list[int] = field(default_factory=list)
+    columns: Sequence[Sequence[str | None]] = ()
+    more: list[str | None] = field(default_factory=list)
+    faults: list[tuple[int, str]] = field(default_factory=list)
+
+    def row(self, index: int) -> dict[str, str]:
+        """A row as column -> text."""
+        cells = zip(self.names, (column[index] for column in self.columns), strict=True)
+        own = {name: cell for name, cell in cells if cell is not None}
+        return own | (json.loads(self.more[index] or "{}") if self.more else {})
+
+    def frame(self, rows: Sequence[int] | None = None) -> polars.DataFrame:
+        """All rows, or some, as columns; a text that is no UTF-8 raises `UnicodeEncodeError`."""
+        named: dict[str, Sequence[object]] = {"line": self.lines}
+        named |= {FIELD + name: column for name, column in zip(self.names, self.columns, strict=True)}
+        if self.more:
+            named["more"] = self.more
+        if rows is not None:
+            named = {name: [column[i] for i in rows] for name, column in named.items()}
+        return polars.DataFrame(named, schema={name: polars.String if name != "line" else polars.Int64 for name in named})
+
+
+def raw_rows(table: TableFile, config: DataConfig) -> Iterator[Raw]:
+    """The rows of a file, a few thousand at a time."""
+    read = {".parquet": _parquet_rows, ".jsonl": _json_rows}.get(table.kind, _delimited_rows)
+    line = [0]  # the last one that was read
+    try:
+        yield from read(table, config, line)
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise _broken_archive(table, line[0], error) from None
+
+
+def _json_rows(table: TableFile, config: DataConfig, line: list[int]) -> Iterator[Raw]:
+    names = set(table.columns)
+    with _text(table) as handle:
+        lines = _counted(handle, line)
+        while chunk := list(itertools.islice(lines, FRAME_ROWS)):
+            raw, records = Raw(table.columns), []
+            for number, text in chunk:
+                record = _json_object(text) if text.strip() else None
+                if isinstance(record, str):
+                    raw.faults.append((number, record))
+                elif record is not None:
+                    raw.lines.append(number)
+                    records.append(_as_text(record))
+            raw.columns = [[record.get(name) for record in records] for name in table.columns]
+            further = [{k: v for k, v in record.items() if k not in names} for record in records]
+            raw.more = [json.dumps(each) if each else None for each in further]
+            yield raw
+
+
+def _as_text(record: dict[str, object]) -> dict[str, str]:
+    return {
+        str(key): value if isinstance(value, str) else "" if value is None else json.dumps(value)
+        for key, value in record.items()
+    }
+
+
+def _parquet(table: TableFile) -> Path | io.BytesIO:
+    """Parquet needs to seek, so a compressed file is unpacked in memory."""
+    if table.compression is None:
+        return table.path
+    with _bytes(table) as handle:
+        return io.BytesIO(handle.read())
+
+
+@contextlib.contextmanager
+def _reading_parquet(table: TableFile) -> Iterator[None]:
+    try:
+        yield
+    except (polars.exceptions.PolarsError, pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{table.name!r} cannot be read as Parquet: {error}") from None
+
+
+def _counted(handle: io.TextIOWrapper, line: list[int]) -> Iterator[tuple[int, str]]:
+    for number, text in enumerate(handle, start=1):
+        line[0] = number
+        yield number, text
+
+
+def _parquet_rows(table: TableFile, config: DataConfig, line: list[int]) -> Iterator[Raw]:
+    with _reading_parquet(table):
+        file = pyarrow.parquet.ParquetFile(_parquet(table))
+        for batch in file.iter_batches(FRAME_ROWS):
+            batch.validate(full=True)
+            frame = polars.DataFrame(batch)
+            lines = list(range(line[0] + 1, line[0] + len(frame) + 1))
+            line[0] += len(frame)
+            yield Raw(table.columns, lines, [_cells(frame[name]) for name in table.columns])
+
+
+def _cells(column: polars.Series) -> list[str]:
+    return column.fill_null("").to_list() if column.dtype == polars.String else [_cell(value) for value in column.to_list()]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    return "" if value is None else str(value)
+
+
+def _delimited_rows(table: TableFile, config: DataConfig, line: list[int]) -> Iterator[Raw]:
+    width = len(table.columns)
+    with _text(table) as handle:
+        reader: Any = _reader(table, handle, config)
+        next(reader)
+        numbered = ((reader.line_num, cells) for cells in reader)
+        try:
+            while chunk := list(itertools.islice(numbered, FRAME_ROWS)):
+                whole = [(number, cells) for number, cells in chunk if len(cells) == width]
+                raw = Raw(table.columns, [number for number, _ in whole])
+                raw.columns = list(zip(*(cells for _, cells in whole), strict=True)) or [()] * width
+                if len(whole) < len(chunk):
+                    odd = [(number, len(cells)) for number, cells in chunk if cells and len(cells) != width]
+                    raw.faults = [(number, f"{found} cells where the header has {width}") for number, found in odd]
+                yield raw
+        except csv.Error as error:
+            raise DataError(f"{table.name!r}, line {reader.line_num}: {error}; {_QUOTE_HINT}") from None
+        finally:
+            line[0] = reader.line_num
