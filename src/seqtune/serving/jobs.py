@@ -169,7 +169,7 @@ class Jobs:
             job.ended = time.monotonic()
 
 
-async def _patiently(run: Served, examples: list[Example], decode: DecodeConfig) -> list[Prediction]:
+async def _patiently(run: Served, examples: Sequence[Example], decode: DecodeConfig) -> list[Prediction]:
     """Answers, asked for again as long as the queue is full."""
     while True:
         try:
@@ -180,7 +180,7 @@ async def _patiently(run: Served, examples: list[Example], decode: DecodeConfig)
             await asyncio.sleep(1.0)
 
 
-def _rows(file: Path, run: Served, column: str | None, limits: Limits) -> tuple[list[Example], int]:
+def _rows(file: Path, run: Served, column: str | None, limits: Limits) -> tuple[Sequence[Example], int]:
     """The rows of a file, and how many cannot be used.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def check_weights(model: nn.Module, step: int) -> None:
 
 def keep_rows(folder: Path, plan: StepPlan, rows: Sequence[Encoded], error: DivergedError) -> None:
     """Write down which rows the step read: their places among the training rows, and their tokens."""
-    _, batches = next(plan.steps_from(max(0, error.step - 1)))
-    indices = [int(i) for batch in batches for i in batch]
+    planned = next(itertools.islice(plan.steps_from(0, 0, 0), max(0, error.step - 1), None))
+    indices = [int(i) for batch in planned.batches for i in batch]
     shown = [{"row": i, "input_ids": rows[i].input_ids.tolist(), "loss_start": int(rows[i].loss_start)} for i in indices]
     runs.write_text(folder / FILE, json.dumps({"step": error.step, "error": str(error), "rows": shown}) + "\n")
