@@ -19,7 +19,7 @@ import common
 from seqtune.config import DecodeConfig
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines import make_engine
-from seqtune.decoding.engines.native import DROP_EVERY
+from seqtune.decoding.engines.decoder import DROP_EVERY
 from seqtune.decoding.predictor import Predictor
 from seqtune.records import Example
 

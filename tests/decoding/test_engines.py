@@ -110,13 +110,13 @@ def test_a_batch_of_other_limits_gives_what_each_input_gives_alone(engine, num_b
 
 def test_slots_that_no_beam_needs_are_dropped_and_room_grows(family, monkeypatch):
     """The outcome must not depend on when that happens."""
-    from seqtune.decoding.engines import native
+    from seqtune.decoding.engines import decoder
 
     _, fast, sources, end = family
     config = DecodeConfig(num_beams=4, token_budget=5000)
     outcomes = []
     for every in (2, 7, 10**6):
-        monkeypatch.setattr(native, "DROP_EVERY", every)
+        monkeypatch.setattr(decoder, "DROP_EVERY", every)
         outcomes.append(dict(NativeEngine(fast, end, config).generate(sources[:12], [40] * 12)))
     first, *others = [{i: [c.ids for c in found] for i, found in o.items()} for o in outcomes]
     assert all(first == other for other in others)
@@ -316,7 +316,7 @@ def test_packed_weights_leave_hooked_and_small_layers_alone(monkeypatch):
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_one_long_input_does_not_keep_the_rows_few(num_beams, monkeypatch):
     """A budget of 1,200 tokens holds 4 rows as long as the longest input, and 20 of the others (greedily)."""
-    from seqtune.decoding.engines import native
+    from seqtune.decoding.engines import decoder
 
     model = build_model("llama", 300)
     use_fast_attention(model)
@@ -324,12 +324,12 @@ def test_one_long_input_does_not_keep_the_rows_few(num_beams, monkeypatch):
     sources = [np.array([rng.randrange(3, 300) for _ in range(length)]) for length in (220, *[12] * 60)]
     config = DecodeConfig(num_beams=num_beams, token_budget=1200)
     widest = []
-    step = native.Decoder.step
-    monkeypatch.setattr(native.Decoder, "step", lambda self: (widest.append(len(self.rows)), step(self))[1])
+    step = decoder.Decoder.step
+    monkeypatch.setattr(decoder.Decoder, "step", lambda self: (widest.append(len(self.rows)), step(self))[1])
     limits = [20] * len(sources)
     together = dict(NativeEngine(model, 2, config).generate(sources, limits))
-    slots = 12 + 20 + num_beams * native.DROP_EVERY
-    assert widest[0] <= 1200 // (220 + 20 + num_beams * native.DROP_EVERY)
+    slots = 12 + 20 + num_beams * decoder.DROP_EVERY
+    assert widest[0] <= 1200 // (220 + 20 + num_beams * decoder.DROP_EVERY)
     assert max(widest) == 1200 // slots
     for i in (0, 1, 30, 60):
         alone = dict(NativeEngine(model, 2, config).generate([sources[i]], [20]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,28 @@ from seqtune.tokens.encode import Encoder
 DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an engine is asked for one example.
+
+    Attributes:
+        example: as it came.
+        ids: token ids of the prompt [T].
+        limit: the most new tokens.
+        oddity: the word of the task's inspection for what is unusual about the input; "" for an ordinary one.
+    """
+
+    example: Example
+    ids: np.ndarray
+    limit: int
+    oddity: str
+
+
 class Predictor:
     """A model, its tokenizer and its task, ready to answer.
+
+    `predict` goes the whole way. Who decodes in another way, as a server does, takes the same steps one by one: `questions`,
+    an engine, `answer`, `verified`.
 
     Args:
         model: a causal LM; moved nowhere, switched to evaluation.
@@ -53,20 +75,34 @@ class Predictor:
         folder: Path | None = None,
         adapter_method: str = "full",
     ):
-        self.model = model
-        self.task = task
-        self.decode = decode
+        self.model, self.task = model, task
+        self.folder, self.adapter_method = folder, adapter_method
         self.max_length = loading.max_length(model.config, ModelConfig())
         virtual = num_virtual_tokens(model)
         self.template = task.rendering
         size, roles = model.config.vocab_size, self.template.roles
         self.encoder = Encoder(tokenizer, self.max_length, size, num_virtual=virtual, roles=roles)
-        self.verifier, self.inspect = verification.make_verifier(task, decode), _inspector(task)
-        if task.answers:
-            self.engine = make_choice_engine(model.eval(), self.encoder.answers(task.answers, self.template), decode)
+        self.inspect = _inspector(task)
+        self._search_by(decode)
+
+    def _search_by(self, decode: DecodeConfig) -> None:
+        self.decode, self.verifier = decode, verification.make_verifier(self.task, decode)
+        if self.task.answers:
+            answers = self.encoder.answers(self.task.answers, self.template)
+            self.engine = make_choice_engine(self.model.eval(), answers, decode)
             return
-        searched = decode.model_copy(update={"num_return": decode.num_beams}) if decode.verify else decode
-        self.engine = make_engine(model.eval(), self.encoder.end, searched, folder, adapter_method)
+        searched = decode.model_copy(update={"num_return": self.num_candidates})
+        self.engine = make_engine(self.model.eval(), self.encoder.end, searched, self.folder, self.adapter_method)
+
+    def searching_by(self, decode: DecodeConfig) -> Predictor:
+        """The same model and task with another search; nothing is loaded.
+
+        Raises:
+            ConfigError: the task has no verifier, or the engine cannot serve the model.
+        """
+        other = copy.copy(self)
+        other._search_by(decode)
+        return other
 
     @classmethod
     def of_run(cls, run: str, decode: Mapping[str, Any] | None = None, plugin: str | None = None) -> Predictor:
@@ -129,6 +165,13 @@ class Predictor:
         """Decoding limit: the setting, else what training saw, else a default."""
         return self.decode.max_new_tokens or self.task.max_new_tokens or DEFAULT_NEW_TOKENS
 
+    @property
+    def num_candidates(self) -> int:
+        """Hypotheses that are looked at: with a verifier or a set of answers all that there are."""
+        if self.task.answers:
+            return len(self.task.answers)
+        return self.decode.num_beams if self.decode.verify else self.decode.num_return
+
     def predict(self, examples: Sequence[Example], tick: progress.Tick = progress.silent) -> list[Prediction]:
         """Predict every example, in the order given.
 
@@ -140,30 +183,43 @@ class Predictor:
             tick: told how many are done.
         """
         self.model.eval()
-        self._check_columns(examples)
-        found: dict[int, Prediction] = {}
-        sources: dict[int, np.ndarray] = {}
-        inspected = self.inspect([e.input for e in examples])
-        for index, ids in enumerate(self._encode(examples, [i.text for i in inspected])):
-            example = examples[index]
-            if not example.input.strip():
-                found[index] = self._unanswered(example, "empty")
-            elif inspected[index].refused:
-                found[index] = self._unanswered(example, inspected[index].status)
-            elif isinstance(ids, TooLongError):
-                found[index] = self._unanswered(example, "too_long")
-            elif ids is None or isinstance(ids, SupervisionError):
-                found[index] = self._unanswered(example, "invalid_text")
-            else:
-                sources[index] = ids
-        order = list(sources)
+        found = dict(enumerate(self.questions(examples)))
+        asked = {i: question for i, question in found.items() if isinstance(question, Question)}
+        order, num_done = list(asked), len(found) - len(asked)
         if order:
-            limits = [min(self.max_new_tokens, self.max_length - len(sources[i])) for i in order]
-            for position, candidates in self.engine.generate([sources[i] for i in order], limits):
+            sources, limits = [asked[i].ids for i in order], [asked[i].limit for i in order]
+            for done, (position, candidates) in enumerate(self.engine.generate(sources, limits), start=num_done + 1):
                 index = order[position]
-                found[index] = self._prediction(examples[index], candidates, inspected[index].status)
-                tick(len(found))
-        predictions = [found[i] for i in sorted(found)]
+                found[index] = self.answer(asked[index], candidates)
+                tick(done)
+        return self.verified([p for p in found.values() if isinstance(p, Prediction)])
+
+    def questions(self, examples: Sequence[Example]) -> list[Question | Prediction]:
+        """What to ask the engine for each example; where it need not be asked, the prediction, which has no answer.
+
+        Raises:
+            DataError: an example lacks a column of the template.
+        """
+        self._check_columns(examples)
+        inspected = self.inspect([e.input for e in examples])
+        encoded = self._encode(examples, [i.text for i in inspected])
+        return [self._question(*each) for each in zip(examples, inspected, encoded, strict=True)]
+
+    def _question(
+        self, example: Example, inspection: plugins.Inspection, ids: np.ndarray | SupervisionError | None
+    ) -> Question | Prediction:
+        if not example.input.strip():
+            return self._unanswered(example, "empty")
+        if inspection.refused:
+            return self._unanswered(example, inspection.status)
+        if isinstance(ids, TooLongError):
+            return self._unanswered(example, "too_long")
+        if ids is None or isinstance(ids, SupervisionError):
+            return self._unanswered(example, "invalid_text")
+        return Question(example, ids, min(self.max_new_tokens, self.max_length - len(ids)), inspection.status)
+
+    def verified(self, predictions: list[Prediction]) -> list[Prediction]:
+        """The predictions as they are, or with `decode.verify` as the task's verifier chooses among their hypotheses."""
         if self.verifier is None:
             return predictions
         return verification.choose(predictions, self.verifier, abstain=self.decode.abstain)
@@ -192,12 +248,16 @@ class Predictor:
                 encoded[i] = ids
         return encoded
 
-    def _prediction(self, example: Example, candidates: list[Candidate], oddity: str) -> Prediction:
+    def text_of(self, ids: list[int], example: Example) -> str:
+        """The answer in what the model wrote."""
+        return self.template.answer(self.encoder.decode(ids), example)
+
+    def answer(self, question: Question, candidates: Sequence[Candidate]) -> Prediction:
+        """What the engine found for a question, as text."""
+        example, oddity = question.example, question.oddity
         hypotheses = tuple(
-            Hypothesis(
-                self.template.answer(self.encoder.decode(c.ids), example), c.score, len(c.ids), c.ids[-1:] == [self.encoder.end]
-            )
-            for c in candidates
+            Hypothesis(self.text_of(c.ids, example), c.score, len(c.ids), c.ids[-1:] == [self.encoder.end])
+            for c in candidates[: self.num_candidates]
         )
         best = hypotheses[0]
         status = (oddity or "ok") if best.finished else "unfinished"

@@ -9,9 +9,10 @@ Shapes: B rows, K beams, C candidates a row, T steps, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
+from torch.nn import functional
 
 from seqtune.records import Candidate
 
@@ -64,6 +65,18 @@ class Beams:
     def num_beams(self) -> int:
         """Hypotheses a row."""
         return self.scores_BK.size(1)
+
+    @property
+    def num_steps(self) -> int:
+        """Tokens that there is room for."""
+        return self.tokens_BTK.size(1)
+
+    def with_steps(self, num_steps: int) -> Beams:
+        """The same with room for another number of tokens, none of which is written yet where there is less."""
+        more = (0, 0, 0, num_steps - self.num_steps)
+        return replace(
+            self, tokens_BTK=functional.pad(self.tokens_BTK, more), parents_BTK=functional.pad(self.parents_BTK, more)
+        )
 
     def last_tokens(self) -> torch.Tensor:
         """The token that each running hypothesis ends with [B, K]."""

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from seqtune.config import DecodeConfig
+from seqtune.decoding.engines.decoder import Decoder
 from seqtune.decoding.engines.forwards import forward_of, local_window
-from seqtune.decoding.engines.native import Decoder
 from seqtune.models.loss import TargetLoss
 from seqtune.models.soft_prompts import num_virtual_tokens
 
@@ -50,7 +50,7 @@ def _agrees(model: Any) -> bool:
     with _narrow_window(model.config), forward_of(model) as forward:
         if not forward.takes_our_masks:
             return False
-        decoder = Decoder(model, forward, -1, DecodeConfig(num_beams=2), num_rows=2, num_slots=16 + len(virtual), num_steps=3)
+        decoder = Decoder(model, forward, -1, DecodeConfig(num_beams=2), num_rows=2, num_slots=16 + len(virtual))
         decoder.enter([0, 1], prompts, [3, 3])
         first_BK = decoder.rows.beams.last_tokens().tolist()
         decoder.step()

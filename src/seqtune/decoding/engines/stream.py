@@ -1,0 +1,199 @@
+"""A batch that is never closed: inputs enter and leave it at any step (continuous batching, Yu et al. 2022, Orca).
+
+Rows and slots follow what is active and what waits: a longer input makes the rows longer, and when the longest have left there
+are more of them again. What all rows hold together stays within `decode.token_budget`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqtune.config import DecodeConfig
+from seqtune.decoding.engines.decoder import DROP_EVERY, Decoder
+from seqtune.decoding.engines.forwards import Forward
+from seqtune.records import Candidate
+
+ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompts are read together
+LIKE_LENGTH = 0.8  # prompts that are read together are at least this long beside the longest
+GROW_ROWS = 1.5  # when the longest inputs are done, the others are laid out anew for so many times the rows
+
+Listener = Callable[[int], None]  # is told each token of a greedy answer as it is chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """An input that waits or is being decoded; `need` is the slots that its row takes."""
+
+    source: np.ndarray
+    limit: int
+    need: int
+    heard: Listener | None
+
+
+class Stream:
+    """Decodes whatever is added, under one setting of the search. Call it within `torch.inference_mode()`.
+
+    Args:
+        model: one that fits (`seqtune.decoding.engines.exactness`).
+        forward: how it is run; several streams may share it.
+        end: end token.
+        config: beams, length penalty and token budget; `num_return` is not looked at.
+        patience: an input waits at most so many steps for others to be read together with it; `None` for as long as it takes
+            until one in four rows is free.
+
+    Example:
+        stream = Stream(model, forward, end, DecodeConfig(num_beams=5))
+        stream.add(7, source, limit=40)
+        while not stream.is_idle:
+            for name, candidates in stream.step(): ...
+    """
+
+    def __init__(self, model: Any, forward: Forward, end: int, config: DecodeConfig, patience: int | None = None):
+        self.config, self.patience = config, patience
+        self.decoder = Decoder(model, forward, end, config, num_rows=0, num_slots=0)
+        self._inputs: dict[int, _Input] = {}
+        self._queue: list[tuple[float, int]] = []  # a heap; names that were removed stay in it until they come up
+        self._num_waiting = 0
+        self._filling, self._changed, self._waited = False, False, 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is waiting or being decoded."""
+        return not self._inputs
+
+    @property
+    def num_waiting(self) -> int:
+        """Inputs that have not entered."""
+        return self._num_waiting
+
+    @property
+    def num_active(self) -> int:
+        """Inputs that are being decoded."""
+        return len(self.decoder.rows)
+
+    def add(self, name: int, source: np.ndarray, limit: int, order: float = 0, heard: Listener | None = None) -> None:
+        """Have an input decoded.
+
+        Args:
+            name: its own; none that waits or is being decoded has the same.
+            source: prompt token ids [T].
+            limit: the most new tokens.
+            order: inputs with a smaller one enter first.
+            heard: with one beam, is called with every new token.
+        """
+        assert name not in self._inputs
+        # a row holds a prompt, its hypothesis, and what the beams wrote since dead slots were dropped
+        need = len(source) + limit + self.config.num_beams * DROP_EVERY
+        self._inputs[name] = _Input(source, limit, need, heard)
+        heapq.heappush(self._queue, (order, name))
+        self._num_waiting += 1
+        self._changed = True
+
+    def remove(self, name: int) -> None:
+        """Forget an input, wherever it is; its row is free for others. One that is not there has been answered."""
+        if self._inputs.pop(name, None) is None:
+            return
+        names = self.decoder.rows.names
+        if name in names:
+            self.decoder.leave([names.index(name)])
+        else:
+            self._num_waiting -= 1
+        self._changed = True
+
+    def step(self) -> list[tuple[int, list[Candidate]]]:
+        """Read the prompts of some inputs that wait, or take one token in every row; returns what was finished by that."""
+        self._filling = self._may_enter()
+        if self._filling:
+            self._waited = 0
+            names = self._next_group(self.decoder.cache.num_rows - self.num_active)
+            entering = [self._inputs[name] for name in names]
+            done_B = self.decoder.enter(names, [i.source for i in entering], [i.limit for i in entering])
+            told = names
+        elif self.num_active:
+            done_B, told = self.decoder.step(), self.decoder.rows.names
+        else:
+            return []
+        self._tell(told)
+        rows = self.decoder.rows
+        finished = torch.nonzero(done_B).flatten().tolist()
+        found = [
+            (rows.names[row], rows.beams.candidates(row, self.config.num_beams, self.config.length_penalty)) for row in finished
+        ]
+        if finished:
+            self.decoder.leave(finished)
+            for name, _ in found:
+                del self._inputs[name]
+            self._changed = True
+        return found
+
+    def _tell(self, names: list[int]) -> None:
+        """Tell the listeners among these rows, which are the last ones, their newest token."""
+        if self.config.num_beams > 1 or not any(self._inputs[name].heard for name in names):
+            return
+        tokens = self.decoder.rows.beams.last_tokens()[-len(names) :, 0].tolist()
+        for name, token in zip(names, tokens, strict=True):
+            if (heard := self._inputs[name].heard) is not None:
+                heard(token)
+
+    def _may_enter(self) -> bool:
+        """Whether the next step reads prompts: when enough rows are free, or the first input has waited long enough."""
+        while self._queue and self._queue[0][1] not in self._inputs:
+            heapq.heappop(self._queue)
+        if not self._queue:
+            return False
+        head = self._inputs[self._queue[0][1]]
+        if self._changed or head.need > self.decoder.cache.num_slots:
+            self._changed = False
+            self._fit(head)
+        num_rows = self.decoder.cache.num_rows
+        free = num_rows - self.num_active
+        if free <= 0 or head.need > self.decoder.cache.num_slots:
+            return False
+        self._waited += 1
+        enough = free * ENTER_SHARE >= num_rows or (self.patience is not None and self._waited > self.patience)
+        return self._filling or enough
+
+    def _fit(self, head: _Input) -> None:
+        """Have as many rows, of as many slots, as what is active and the first input that waits need.
+
+        They are laid out anew for a longer input, as soon as what is active leaves room for it; and when there can be many
+        more rows, because the longest inputs are done: they would cost all others their room.
+        """
+        decoder, cache = self.decoder, self.decoder.cache
+        rows = decoder.rows
+        num_slots = max([head.need, *(self._inputs[name].need for name in rows.names)])
+        used = max(rows.used, default=0) + self.config.num_beams
+        most = max(1, self.config.token_budget // num_slots)
+        num_rows = min(most, _power_of_two(len(rows) + self._num_waiting))
+        if head.need > cache.num_slots:
+            if len(rows) < most:
+                decoder.resize(max(num_rows, len(rows) + 1), max(num_slots, used))
+        elif num_rows >= GROW_ROWS * cache.num_rows and used <= num_slots:
+            decoder.resize(num_rows, num_slots)
+
+    def _next_group(self, free: int) -> list[int]:
+        """The next inputs, as far as they are of like length, so that reading them together pads little."""
+        names: list[int] = []
+        shortest, longest = len(self._inputs[self._queue[0][1]].source), 0
+        while self._queue and len(names) < free:
+            name = self._queue[0][1]
+            if name in self._inputs:
+                size = len(self._inputs[name].source)
+                shortest, longest = min(shortest, size), max(longest, size)
+                if shortest < LIKE_LENGTH * longest or self._inputs[name].need > self.decoder.cache.num_slots:
+                    break
+                names.append(name)
+            heapq.heappop(self._queue)
+        self._num_waiting -= len(names)
+        return names
+
+
+def _power_of_two(number: int) -> int:
+    """The next power of two: rows for a few more than there are, so that each that comes does not move all others."""
+    return 1 << (number - 1).bit_length()
