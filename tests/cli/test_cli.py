@@ -32,6 +32,7 @@ VERBS = [
     "pretrain",
     "report",
     "score",
+    "serve",
     "study",
 ]
 ARTEFACTS = {

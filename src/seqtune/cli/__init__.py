@@ -24,6 +24,7 @@ from seqtune.cli import (  # noqa: F401
     pretrain,
     report,
     score,
+    serve,
     study,
 )  # isort: skip  # fmt: skip
 from seqtune.cli.app import run_app

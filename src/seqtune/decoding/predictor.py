@@ -297,17 +297,20 @@ def task_of(name: str, plugin: str | None = None) -> Task:
 
 
 def decode_settings(name: str, overrides: Mapping[str, Any]) -> DecodeConfig:
-    """A run's own `decode` section, changed where `overrides` says so.
-
-    Fewer beams than the run's `num_return` lower that too, unless it is given.
+    """A run's own `decode` section, changed where `overrides` says so; see `with_overrides`.
 
     Raises:
         ConfigError: a setting is wrong, or they contradict each other.
     """
     own = (load_config(Path(name) / "config.yaml") if is_run(name) else Config()).decode.model_dump()
+    return validate(DecodeConfig, with_overrides(own, overrides), "decode.")
+
+
+def with_overrides(own: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings changed where `overrides` says so; fewer beams lower `num_return` too, unless that is given."""
     if isinstance(beams := overrides.get("num_beams"), int):
-        own["num_return"] = min(own["num_return"], max(1, beams))
-    return validate(DecodeConfig, own | dict(overrides), "decode.")
+        own = {**own, "num_return": min(own["num_return"], max(1, beams))}
+    return own | dict(overrides)
 
 
 def _inspector(task: Task) -> plugins.Inspector:

@@ -47,6 +47,9 @@ class Stream:
         patience: an input waits at most so many steps for others to be read together with it; `None` for as long as it takes
             until one in four rows is free.
 
+    Attributes:
+        clock: the order of the input that entered last.
+
     Example:
         stream = Stream(model, forward, end, DecodeConfig(num_beams=5))
         stream.add(7, source, limit=40)
@@ -55,7 +58,7 @@ class Stream:
     """
 
     def __init__(self, model: Any, forward: Forward, end: int, config: DecodeConfig, patience: int | None = None):
-        self.config, self.patience = config, patience
+        self.config, self.patience, self.clock = config, patience, 0.0
         self.decoder = Decoder(model, forward, end, config, num_rows=0, num_slots=0)
         self._inputs: dict[int, _Input] = {}
         self._queue: list[tuple[float, int]] = []  # a heap; names that were removed stay in it until they come up
@@ -189,7 +192,7 @@ class Stream:
                 if shortest < LIKE_LENGTH * longest or self._inputs[name].need > self.decoder.cache.num_slots:
                     break
                 names.append(name)
-            heapq.heappop(self._queue)
+            self.clock = heapq.heappop(self._queue)[0]
         self._num_waiting -= len(names)
         return names
 

@@ -1,0 +1,186 @@
+"""A run that answers requests: the steps of `Predictor.predict`, with decoding left to the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from seqtune.config import DecodeConfig
+from seqtune.decoding.predictor import Predictor, Question
+from seqtune.records import Candidate, Example, Prediction
+from seqtune.serving.measures import Measures
+from seqtune.serving.scheduler import Asked, Loaded, Scheduler
+
+T = TypeVar("T")
+KNOWN_SEARCHES = 64  # settings for which a predictor is kept
+
+
+class Desk:
+    """Who does the work of all runs of a server: a thread each for decoding, for texts and for verification.
+
+    Tokenizers and verifiers are used by one thread at a time; neither must wait for the other.
+
+    Args:
+        scheduler: decodes.
+        measures: are kept up to date.
+    """
+
+    def __init__(self, scheduler: Scheduler, measures: Measures):
+        self.scheduler, self.measures = scheduler, measures
+        self._texts, self._checks = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("texts", "checks"))
+
+    async def text(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that tokenizes or puts tokens into words."""
+        return await asyncio.get_running_loop().run_in_executor(self._texts, function, *arguments)
+
+    async def check(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that verifies or draws."""
+        return await asyncio.get_running_loop().run_in_executor(self._checks, function, *arguments)
+
+    def close(self) -> None:
+        """End the threads when they have done what they hold."""
+        self._texts.shutdown()
+        self._checks.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What came of one example.
+
+    Attributes:
+        prediction: the same as `Predictor.predict` gives.
+        question: what the model was asked; `None` if it was not.
+        candidates: the tokens of the hypotheses, best first.
+    """
+
+    prediction: Prediction
+    question: Question | None
+    candidates: list[Candidate]
+
+    @property
+    def num_read(self) -> int:
+        """Prompt tokens."""
+        return 0 if self.question is None else len(self.question.ids)
+
+    @property
+    def num_written(self) -> int:
+        """Tokens of all hypotheses."""
+        return sum(len(c.ids) for c in self.candidates)
+
+
+class Served:
+    """A run under its name.
+
+    Args:
+        name: what requests call it.
+        predictor: with the run's own settings.
+        desk: does the work.
+    """
+
+    def __init__(self, name: str, predictor: Predictor, desk: Desk):
+        self.name, self.predictor, self.desk = name, predictor, desk
+        self.loaded = Loaded(predictor)
+        self._searches: OrderedDict[str, Predictor] = OrderedDict()
+
+    def searching_by(self, decode: DecodeConfig) -> Predictor:
+        """The predictor for a request's settings.
+
+        Raises:
+            ConfigError: the task has no verifier.
+        """
+        key = decode.model_dump_json()
+        if key not in self._searches:
+            self._searches[key] = self.predictor.searching_by(decode)
+        self._searches.move_to_end(key)
+        if len(self._searches) > KNOWN_SEARCHES:
+            self._searches.popitem(last=False)
+        return self._searches[key]
+
+    async def answer(self, examples: Sequence[Example], decode: DecodeConfig) -> list[Answered]:
+        """What `Predictor.predict` gives for these examples; when this is cancelled, their rows are free again.
+
+        Raises:
+            Refusal: the queue is full.
+            DataError: an example lacks a column of the template.
+        """
+        predictor = self.searching_by(decode)
+        asked = await self.desk.text(predictor.questions, list(examples))
+        questions = [each for each in asked if isinstance(each, Question)]
+        with self._submitted(decode, [Asked(q.ids, q.limit) for q in questions]) as futures:
+            candidates = iter(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+        found = [(q, next(candidates)[: predictor.num_candidates]) if isinstance(q, Question) else (q, []) for q in asked]
+        predictions = await self.desk.text(_worded, predictor, found)
+        predictions = await self.desk.check(predictor.verified, predictions)
+        answers = [
+            Answered(prediction, question if isinstance(question, Question) else None, these)
+            for prediction, (question, these) in zip(predictions, found, strict=True)
+        ]
+        self._count(sum(a.num_read for a in answers), sum(a.num_written for a in answers))
+        return answers
+
+    async def tokens(self, question: Question, decode: DecodeConfig) -> AsyncIterator[int]:
+        """The tokens of a greedy answer as they are chosen.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        assert decode.num_beams == 1
+        loop, heard = asyncio.get_running_loop(), asyncio.Queue[int | None]()
+
+        def tell(token: int | None) -> None:
+            loop.call_soon_threadsafe(heard.put_nowait, token)
+
+        with self._submitted(decode, [Asked(question.ids, question.limit, tell)]) as [future]:
+            future.add_done_callback(lambda _: tell(None))
+            number = 0
+            while (token := await heard.get()) is not None:
+                number += 1
+                yield token
+            future.result()  # raises what went wrong
+        self._count(len(question.ids), number)
+
+    async def log_probabilities(self, question: Question, candidates: Sequence[Candidate], num_top: int) -> list[Any]:
+        """For each token of each answer its log-probability and the likeliest tokens; see `_log_probabilities`."""
+
+        def read() -> list[Any]:
+            return [_log_probabilities(self.loaded.model, question, c.ids, num_top) for c in candidates]
+
+        return await asyncio.wrap_future(self.desk.scheduler.call(read))
+
+    @contextmanager
+    def _submitted(self, decode: DecodeConfig, inputs: list[Asked]):
+        """Futures of inputs; whatever happens, none goes on when this is left."""
+        futures: list[Future[list[Candidate]]] = self.desk.scheduler.submit(self.loaded, decode, inputs) if inputs else []
+        try:
+            yield futures
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _count(self, num_read: int, num_written: int) -> None:
+        self.desk.measures.tokens.labels(self.name, "prompt").inc(num_read)
+        self.desk.measures.tokens.labels(self.name, "completion").inc(num_written)
+
+
+def _worded(predictor: Predictor, found: list[tuple[Any, list[Candidate]]]) -> list[Prediction]:
+    return [predictor.answer(each, candidates) if isinstance(each, Question) else each for each, candidates in found]
+
+
+def _log_probabilities(
+    model: Any, question: Question, ids: list[int], num_top: int
+) -> list[tuple[int, float, list[tuple[int, float]]]]:
+    """Of each token: itself, its log-probability, and the likeliest tokens with theirs; by one forward over all of it."""
+    text = torch.tensor([[*question.ids.tolist(), *ids]], device=model.device)
+    logits_TV = model(input_ids=text, use_cache=False).logits[0, len(question.ids) - 1 : -1]
+    log_probs_TV = logits_TV.float().log_softmax(-1)
+    top = log_probs_TV.topk(max(1, num_top))
+    own = log_probs_TV.gather(1, text[0, len(question.ids) :, None])[:, 0].tolist()
+    rows = zip(ids, own, top.indices.tolist(), top.values.tolist(), strict=True)
+    return [(token, value, list(zip(tokens, values, strict=True))[:num_top]) for token, value, tokens, values in rows]
