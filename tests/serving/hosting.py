@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+import socket
 import string
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +19,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from conftest import build_model, build_tokenizer
@@ -78,22 +85,30 @@ def run_folder(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def hosted(paths: dict[str, str], limits: Limits | None = None, **options) -> Iterator[TestClient]:
-    """A client of an application over runs; `client.shelf` and `client.state` are its own."""
+def built(paths: dict[str, str], limits: Limits | None = None, **options) -> Iterator[tuple[FastAPI, Shelf]]:
+    """An application over runs, and its shelf."""
     limits, measures = limits or Limits(), Measures()
     scheduler = Scheduler(limits.queue, measures)
     desk = Desk(scheduler, measures)
-    shelf, state = Shelf(paths, desk), State()
+    shelf = Shelf(paths, desk)
     shelf.load()
     scheduler.start()
-    app = build(shelf, limits, measures, state, **options)
     try:
-        with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
-            client.shelf, client.state = shelf, state  # type: ignore[attr-defined]
-            yield client
+        yield build(shelf, limits, measures, State(), **options), shelf
     finally:
         scheduler.close()
         desk.close()
+
+
+@contextmanager
+def hosted(paths: dict[str, str], limits: Limits | None = None, **options) -> Iterator[TestClient]:
+    """A client of an application over runs; `client.shelf` is its shelf."""
+    with (
+        built(paths, limits, **options) as (app, shelf),
+        TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client,
+    ):
+        client.shelf = shelf  # type: ignore[attr-defined]
+        yield client
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +126,38 @@ def slow_steps(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.05) -> Callab
     step = Stream.step
     monkeypatch.setattr(Stream, "step", lambda self: (time.sleep(seconds), step(self))[1])
     return monkeypatch.undo
+
+
+@contextmanager
+def listening(paths: dict[str, str], limits: Limits | None = None, **options) -> Iterator[str]:
+    """The URL of an application that listens on a loopback port, in a thread of this process."""
+    with built(paths, limits, **options) as (app, _), socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def process(paths: dict[str, str], *flags: str, code: str = "") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`seqtune serve` and its URL.
+
+    Args:
+        paths: name -> run.
+        flags: more of its flags.
+        code: Python that runs in it before.
+    """
+    arguments = ["serve", *(f"{name}={path}" for name, path in paths.items()), "--port", "0", "--json", *flags]
+    program = f"{code}\nimport sys\nfrom seqtune.cli.app import run_app\nimport seqtune.cli\nsys.exit(run_app({arguments!r}))"
+    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout
+        line = server.stdout.readline()
+        assert line, server.stderr.read() if server.stderr else ""
+        yield json.loads(line)["url"], server
+    finally:
+        server.kill()
+        server.communicate()

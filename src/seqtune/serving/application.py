@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from seqtune.errors import SeqtuneError
-from seqtune.serving import predicting
+from seqtune.serving import jobs, openai_routes, page, predicting
 from seqtune.serving.gate import Gate
 from seqtune.serving.limits import Limits
 from seqtune.serving.measures import Measures
@@ -52,12 +53,20 @@ def build(
         allowed: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["*"]}
         # before the gate: a browser's preflight request brings no token
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(origins), **allowed))
-    app = FastAPI(
-        title="seqtune", version=importlib.metadata.version("seqtune"), docs_url=None, redoc_url=None, middleware=middleware
-    )
+    files = jobs.Jobs(limits)
+
+    @asynccontextmanager
+    async def living(_: FastAPI) -> AsyncIterator[None]:
+        async with files.open():
+            yield
+
+    settings: dict[str, Any] = {"docs_url": None, "redoc_url": None, "middleware": middleware, "lifespan": living}
+    app = FastAPI(title="seqtune", version=importlib.metadata.version("seqtune"), **settings)
     _explain_refusals(app)
     _say_how_it_is(app, shelf, measures, state)
-    app.include_router(predicting.router(shelf, limits))
+    for routes in (predicting, openai_routes, page):
+        app.include_router(routes.router(shelf, limits))
+    app.include_router(jobs.router(shelf, files))
     return app
 
 

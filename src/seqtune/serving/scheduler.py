@@ -132,6 +132,22 @@ class Scheduler:
         seconds = max(1e-3, time.monotonic() - finished[0])
         return min(LONGEST_RETRY, max(1.0, self.num_waiting * seconds / len(finished)))
 
+    def check_room(self, number: int) -> None:
+        """See that so many inputs may wait.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        waiting = self.num_waiting
+        if waiting + number > self.most_waiting:
+            raise Refusal(
+                429,
+                f"{waiting} inputs are waiting and this request brings {number}; the queue holds {self.most_waiting}: "
+                "try again later",
+                "queue_full",
+                retry_after=self.retry_after(),
+            )
+
     def submit(self, loaded: Loaded, decode: DecodeConfig, inputs: Sequence[Asked]) -> list[Future[list[Candidate]]]:
         """Have inputs decoded: all of them, or none if the queue has no room for them.
 
@@ -146,15 +162,7 @@ class Scheduler:
         Raises:
             Refusal: the queue is full.
         """
-        waiting = self.num_waiting
-        if waiting + len(inputs) > self.most_waiting:
-            raise Refusal(
-                429,
-                f"{waiting} inputs are waiting and this request brings {len(inputs)}; the queue holds {self.most_waiting}: "
-                "try again later",
-                "queue_full",
-                retry_after=self.retry_after(),
-            )
+        self.check_room(len(inputs))
         penalty = decode.length_penalty if decode.num_beams > 1 else 1.0
         lane, futures = (id(loaded), decode.num_beams, penalty), [Future() for _ in inputs]
         arrivals = [

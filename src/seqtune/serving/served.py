@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from seqtune.serving.measures import Measures
 from seqtune.serving.scheduler import Asked, Loaded, Scheduler
 
 T = TypeVar("T")
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that stands for one byte
 KNOWN_SEARCHES = 64  # settings for which a predictor is kept
 
 
@@ -87,7 +89,23 @@ class Served:
     def __init__(self, name: str, predictor: Predictor, desk: Desk):
         self.name, self.predictor, self.desk = name, predictor, desk
         self.loaded = Loaded(predictor)
+        words = predictor.encoder.tokenizer.get_vocab()
+        self._bytes = {token for word, token in words.items() if BYTE.fullmatch(word)}
         self._searches: OrderedDict[str, Predictor] = OrderedDict()
+
+    @property
+    def streams(self) -> bool:
+        """An answer is what the model writes, from the first word on: nothing around it is taken away in the end."""
+        predictor, chat = self.predictor, self.predictor.encoder.chat
+        return predictor.template.target == "{output}" and not (chat and (chat.frame.lead + chat.frame.tail).strip())
+
+    def settled(self, ids: list[int]) -> list[int]:
+        """The tokens whose text does not depend on those to come: without bytes at the end, if the tokenizer has such tokens.
+
+        One that spells in bytes (Llama's kind) makes of a run of them what all of them say, or nothing that can be read.
+        """
+        last = next((place for place in range(len(ids), 0, -1) if ids[place - 1] not in self._bytes), 0)
+        return ids[:last]
 
     def searching_by(self, decode: DecodeConfig) -> Predictor:
         """The predictor for a request's settings.
