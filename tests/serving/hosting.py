@@ -35,7 +35,14 @@ from seqtune.serving.served import Desk
 from seqtune.serving.shelf import Shelf
 
 
-def make_run(folder: Path, family: str = "llama", template: str = "Name {input}:", seed: int = 0, **decode) -> Path:
+def make_run(
+    folder: Path,
+    family: str = "llama",
+    template: str = "Name {input}:",
+    seed: int = 0,
+    answers: list[str] | None = None,
+    **decode,
+) -> Path:
     """A complete run without a training: a random model whose answers end at different lengths."""
     import torch
 
@@ -47,7 +54,11 @@ def make_run(folder: Path, family: str = "llama", template: str = "Name {input}:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     make_end_likely(model, tokenizer)
-    settings = {"out": str(folder), "decode": {"max_new_tokens": 24, **decode}, "format": {"template": template}}
+    settings = {
+        "out": str(folder),
+        "decode": {"max_new_tokens": 24, **decode},
+        "format": {"template": template, "answers": answers},
+    }
     config = load_config(overrides=settings)
     (folder / "model").mkdir(parents=True)
     model.save_pretrained(folder / "model")

@@ -63,6 +63,20 @@ def test_columns_of_a_template(tmp_path):
     assert "needs the column 'kind'" in refused.json()["error"]["message"]
 
 
+def test_a_task_with_a_set_of_answers(tmp_path):
+    """Its engine does not search; the probabilities are those of predict, and no hypothesis is left out."""
+    run = make_run(tmp_path / "kinds", answers=["acid", "base", "salt and water"])
+    texts = texts_of(20, seed=4)
+    expected = Predictor.of_run(str(run)).predict([Example(str(i), t, None) for i, t in enumerate(texts, start=1)])
+    with hosted({"kinds": str(run)}) as client:
+        found = client.post("/v1/predict", json={"inputs": texts}).json()["predictions"]
+        chat = {"model": "kinds", "prompt": texts[0], "stream": True}
+        assert "data: [DONE]" in client.post("/v1/completions", json=chat).text
+    assert [p["prediction"] for p in found] == [p.prediction for p in expected]
+    assert [p["details"]["probability"] for p in found] == [p.details["probability"] for p in expected]
+    assert {len(p["hypotheses"]) for p in found} == {3}
+
+
 def test_verification_chooses_and_abstains(client, run_folder, monkeypatch):
     """A verifier that passes hypotheses of even length only."""
 

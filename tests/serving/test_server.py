@@ -127,7 +127,10 @@ def test_pages_of_other_sites_are_kept_out(run_folder):
         ask = lambda **headers: client.post("/v1/predict", json={"inputs": "abc"}, headers=headers)  # noqa: E731
         assert ask(Origin="https://theirs.example").status_code == 403
         assert ask(Host="theirs.example").status_code == 421
-        assert ask(Origin="http://localhost", Host="localhost").status_code == 200
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", "127.8.8.8"):
+            assert ask(Origin=f"http://{host}", Host=host).status_code == 200, host
+        assert ask(Origin="null").status_code == 403
+        assert ask(Host="localhost.theirs.example").status_code == 421
         allowed = ask(Origin="https://ours.example")
         assert allowed.headers["access-control-allow-origin"] == "https://ours.example"
     with hosted({"names": str(run_folder)}) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -20,7 +21,6 @@ from seqtune.serving.refusals import GONE, Refusal
 T = TypeVar("T")
 OPEN = ("/", "/health", "/ready", "/assets/app.js", "/assets/style.css", "/assets/icon.svg")  # without a token
 FILES = "/v1/jobs"  # where a request may be as large as a file
-OWN_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -95,14 +95,14 @@ class Gate:
             if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.token.encode()):
                 raise Refusal(401, "this server asks for a token: Authorization: Bearer TOKEN", "invalid_api_key")
         size = headers.get("content-length", "0")
-        if not size.isdigit() or int(size) > self._most(scope):
+        if not (size.isascii() and size.isdigit()) or int(size) > self._most(scope):
             raise _too_large(self._most(scope))
 
     def _check_origin(self, headers: Headers) -> None:
         """Keep pages of other sites out: a browser would let them ask a server on its own machine, which knows no token."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.token is None and _name(host) not in OWN_HOSTS:
-            raise Refusal(421, f"this server answers to {', '.join(OWN_HOSTS)}, not to {host[:80]!r}", "wrong_host")
+        if self.token is None and not is_loopback(_name(host)):
+            raise Refusal(421, f"this server answers to localhost, 127.0.0.1 and [::1], not to {host[:80]!r}", "wrong_host")
         if origin is not None and origin not in self.origins and urlsplit(origin).netloc != host:
             raise Refusal(403, f"pages of {origin[:80]!r} may not ask this server; --cors allows one", "wrong_origin")
 
@@ -134,9 +134,23 @@ def _too_large(most: int) -> Refusal:
     return Refusal(413, f"a request may have {most:,} bytes", "too_large")
 
 
+def is_loopback(host: str) -> bool:
+    """True for names and addresses that only this machine reaches.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("localhost.example")
+        (True, False)
+    """
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _name(host: str) -> str:
-    """A host without its port."""
-    return host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and ":" in host else host
+    """A `Host` header without port and brackets."""
+    name, _, port = host.rpartition(":")
+    return (name if name and port.isdigit() else host).strip("[]")
 
 
 async def within(request: Request, seconds: float, work: Coroutine[Any, Any, T]) -> T:

@@ -72,6 +72,23 @@ class _Arrival:
     future: Future[list[Candidate]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A function for the thread that decodes, which answers so many inputs."""
+
+    function: Callable[[], Any]
+    num_inputs: int
+    future: Future[Any]
+
+    def __call__(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.function())
+        except Exception as error:
+            self.future.set_exception(error)
+
+
 class Scheduler:
     """Decodes what requests submit.
 
@@ -93,7 +110,7 @@ class Scheduler:
         self.most_waiting, self.measures = most_waiting, measures
         self._wake = threading.Condition()
         self._arrivals: list[_Arrival] = []
-        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._calls: deque[_Call] = deque()
         self._cancelled: deque[tuple[tuple[int, int, float], int]] = deque()
         self._lanes: dict[tuple[int, int, float], _Lane] = {}
         self._names = itertools.count()
@@ -116,7 +133,8 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Inputs that are not being decoded yet."""
         with self._wake:
-            return len(self._arrivals) + sum(lane.stream.num_waiting for lane in self._lanes.values())
+            called = sum(call.num_inputs for call in list(self._calls))
+            return called + len(self._arrivals) + sum(lane.stream.num_waiting for lane in self._lanes.values())
 
     @property
     def num_active(self) -> int:
@@ -176,11 +194,21 @@ class Scheduler:
             arrival.future.add_done_callback(lambda future, a=arrival: self._note_cancelled(future, a))
         return futures
 
-    def call(self, function: Callable[[], T]) -> Future[T]:
-        """Have a function called between two steps, by the thread that decodes: it may use a model."""
+    def call(self, function: Callable[[], T], num_inputs: int = 0) -> Future[T]:
+        """Have a function called between two steps, by the thread that decodes: it may use a model.
+
+        Args:
+            function: takes no longer than a few steps.
+            num_inputs: that it answers; they count as waiting until it is called.
+
+        Raises:
+            Refusal: the queue is full.
+        """
+        if num_inputs:
+            self.check_room(num_inputs)
         future: Future[T] = Future()
         with self._wake:
-            self._calls.append((function, future))
+            self._calls.append(_Call(function, num_inputs, future))
             self._wake.notify()
         return future
 
@@ -192,8 +220,8 @@ class Scheduler:
         with torch.inference_mode():
             while self._admit():
                 self._drop_cancelled()
-                while self._calls:
-                    _call(*self._calls.popleft())
+                if self._calls:  # one, and then a step of each stream
+                    self._calls.popleft()()
                 for key, lane in list(self._lanes.items()):
                     self._step(key, lane)
 
@@ -249,12 +277,3 @@ class Scheduler:
         """Forget a stream, and with it the memory of its keys and values."""
         with self._wake:
             del self._lanes[key]
-
-
-def _call(function: Callable[[], Any], future: Future[Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except Exception as error:
-        future.set_exception(error)

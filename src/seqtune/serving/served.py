@@ -21,6 +21,7 @@ from seqtune.serving.scheduler import Asked, Loaded, Scheduler
 
 T = TypeVar("T")
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token that stands for one byte
+PORTION = 16  # inputs of a task with a set of answers that are answered in one go
 KNOWN_SEARCHES = 64  # settings for which a predictor is kept
 
 
@@ -97,7 +98,8 @@ class Served:
     def streams(self) -> bool:
         """An answer is what the model writes, from the first word on: nothing around it is taken away in the end."""
         predictor, chat = self.predictor, self.predictor.encoder.chat
-        return predictor.template.target == "{output}" and not (chat and (chat.frame.lead + chat.frame.tail).strip())
+        is_bare = predictor.template.target == "{output}" and not (chat and (chat.frame.lead + chat.frame.tail).strip())
+        return is_bare and not predictor.task.answers
 
     def settled(self, ids: list[int]) -> list[int]:
         """The tokens whose text does not depend on those to come: without bytes at the end, if the tokenizer has such tokens.
@@ -131,8 +133,7 @@ class Served:
         predictor = self.searching_by(decode)
         asked = await self.desk.text(predictor.questions, list(examples))
         questions = [each for each in asked if isinstance(each, Question)]
-        with self._submitted(decode, [Asked(q.ids, q.limit) for q in questions]) as futures:
-            candidates = iter(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+        candidates = iter(await (self._chosen if predictor.task.answers else self._searched)(predictor, questions))
         found = [(q, next(candidates)[: predictor.num_candidates]) if isinstance(q, Question) else (q, []) for q in asked]
         predictions = await self.desk.text(_worded, predictor, found)
         predictions = await self.desk.check(predictor.verified, predictions)
@@ -142,6 +143,23 @@ class Served:
         ]
         self._count(sum(a.num_read for a in answers), sum(a.num_written for a in answers))
         return answers
+
+    async def _searched(self, predictor: Predictor, questions: list[Question]) -> list[list[Candidate]]:
+        with self._submitted(predictor.decode, [Asked(q.ids, q.limit) for q in questions]) as futures:
+            return await asyncio.gather(*map(asyncio.wrap_future, futures))
+
+    async def _chosen(self, predictor: Predictor, questions: list[Question]) -> list[list[Candidate]]:
+        """For a task with a set of answers, whose engine does not search: portion by portion, between the steps of others."""
+        found: list[list[Candidate]] = []
+        for first in range(0, len(questions), PORTION):
+            some = questions[first : first + PORTION]
+
+            def choose(some: list[Question] = some) -> list[list[Candidate]]:
+                answers = dict(predictor.engine.generate([q.ids for q in some], [q.limit for q in some]))
+                return [answers[i] for i in range(len(some))]
+
+            found += await asyncio.wrap_future(self.desk.scheduler.call(choose, len(some)))
+        return found
 
     async def tokens(self, question: Question, decode: DecodeConfig) -> AsyncIterator[int]:
         """The tokens of a greedy answer as they are chosen.

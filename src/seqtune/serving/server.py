@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import socket
 import threading
@@ -18,6 +17,7 @@ import uvicorn
 from seqtune import progress
 from seqtune.errors import ConfigError
 from seqtune.serving.application import State, build
+from seqtune.serving.gate import is_loopback
 from seqtune.serving.limits import Limits
 from seqtune.serving.measures import Measures
 from seqtune.serving.scheduler import Scheduler
@@ -50,14 +50,6 @@ class Address:
                 f"--host {self.host}: a server that others can reach needs --token-file FILE, whose token requests then bring "
                 "(Authorization: Bearer TOKEN); for this machine alone, leave --host out"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """True for names and addresses that only this machine reaches."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def read_token(file: Path) -> str:
