@@ -50,7 +50,7 @@ def page(browser, url):
     made.on("pageerror", lambda e: complaints.append(str(e)))
     made.on("request", lambda r: asked.append(r.url))
     made.goto(url)
-    made.wait_for_function("document.querySelectorAll('#run option').length === 2 && !document.querySelector('#run').disabled")
+    made.wait_for_selector("#run:not([disabled]) option:nth-child(2)", state="attached")
     yield made
     context.close()
     assert not complaints

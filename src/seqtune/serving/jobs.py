@@ -7,7 +7,11 @@ import secrets
 import shutil
 import tempfile
 import time
+<<<<<<< HEAD
 from collections.abc import AsyncIterator, Sequence
+=======
+from collections.abc import AsyncIterator
+>>>>>>> serve
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,7 +173,11 @@ class Jobs:
             job.ended = time.monotonic()
 
 
+<<<<<<< HEAD
 async def _patiently(run: Served, examples: Sequence[Example], decode: DecodeConfig) -> list[Prediction]:
+=======
+async def _patiently(run: Served, examples: list[Example], decode: DecodeConfig) -> list[Prediction]:
+>>>>>>> serve
     """Answers, asked for again as long as the queue is full."""
     while True:
         try:
@@ -180,7 +188,11 @@ async def _patiently(run: Served, examples: Sequence[Example], decode: DecodeCon
             await asyncio.sleep(1.0)
 
 
+<<<<<<< HEAD
 def _rows(file: Path, run: Served, column: str | None, limits: Limits) -> tuple[Sequence[Example], int]:
+=======
+def _rows(file: Path, run: Served, column: str | None, limits: Limits) -> tuple[list[Example], int]:
+>>>>>>> serve
     """The rows of a file, and how many cannot be used.
 
     Raises:
