@@ -15,11 +15,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-<<<<<<< HEAD
-=======
 import psutil
 
->>>>>>> serve
 BODIES = {
     "seqtune": ("/v1/predict", lambda text, o: {"inputs": text, "num_beams": o.beams, "num_return": 1}),
     "litserve": ("/predict", lambda text, o: {"text": text}),
@@ -52,8 +49,6 @@ class Connection:
         return status
 
 
-<<<<<<< HEAD
-=======
 def processor_seconds(pid: int | None) -> float:
     """What a process and its children have used; on a machine that others use too, it says more than the clock."""
     if pid is None:
@@ -63,7 +58,6 @@ def processor_seconds(pid: int | None) -> float:
     return sum(t.user + t.system for t in times)
 
 
->>>>>>> serve
 async def measure(options: argparse.Namespace) -> dict[str, object]:
     address = urlsplit(options.url)
     assert address.hostname in ("127.0.0.1", "localhost"), "this machine only"
@@ -88,11 +82,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         await one(connection, due)
         free.append(connection)
 
-<<<<<<< HEAD
-    started = time.monotonic()
-=======
     started, used = time.monotonic(), processor_seconds(options.pid)
->>>>>>> serve
     if options.rate:  # as they come: exponential gaps, whatever the server does
         tasks, due = [], time.monotonic()
         while due < end:
@@ -107,10 +97,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     return {
         "kind": options.kind, "clients": options.clients, "rate": options.rate, "beams": options.beams, "requests": len(seconds),
         "statuses": statuses, "per_second": round(len(seconds) / spent, 2), **ranks,
-<<<<<<< HEAD
-=======
         "cpu_ms_per_request": round(1000 * (processor_seconds(options.pid) - used) / len(seconds), 1),
->>>>>>> serve
     }  # fmt: skip
 
 
@@ -123,10 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, help="requests a second, instead of clients")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--beams", type=int, default=1)
-<<<<<<< HEAD
-=======
     parser.add_argument("--pid", type=int, help="the server's process: tells what a request costs")
->>>>>>> serve
     parser.add_argument("--model", default="")
     parser.add_argument("--new", type=int, default=64)
     print(json.dumps(asyncio.run(measure(parser.parse_args()))))

@@ -7,11 +7,7 @@ import secrets
 import shutil
 import tempfile
 import time
-<<<<<<< HEAD
 from collections.abc import AsyncIterator, Sequence
-=======
-from collections.abc import AsyncIterator
->>>>>>> serve
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,11 +169,7 @@ class Jobs:
             job.ended = time.monotonic()
 
 
-<<<<<<< HEAD
 async def _patiently(run: Served, examples: Sequence[Example], decode: DecodeConfig) -> list[Prediction]:
-=======
-async def _patiently(run: Served, examples: list[Example], decode: DecodeConfig) -> list[Prediction]:
->>>>>>> serve
     """Answers, asked for again as long as the queue is full."""
     while True:
         try:
@@ -188,11 +180,7 @@ async def _patiently(run: Served, examples: list[Example], decode: DecodeConfig)
             await asyncio.sleep(1.0)
 
 
-<<<<<<< HEAD
 def _rows(file: Path, run: Served, column: str | None, limits: Limits) -> tuple[Sequence[Example], int]:
-=======
-def _rows(file: Path, run: Served, column: str | None, limits: Limits) -> tuple[list[Example], int]:
->>>>>>> serve
     """The rows of a file, and how many cannot be used.
 
     Raises:
