@@ -15,11 +15,12 @@ from typing import Any
 
 import common
 import tasks
-from seqtune.config import load_config, parse_override
+from seqtune.config import load_config
 from seqtune.procedures import fit
 from seqtune.procedures.validation import Validator
 from seqtune.tokens.preparation import prepare
 from seqtune.training.loop import Trainer
+from seqtune.yaml_files import parse_override
 
 RECIPES: dict[str, dict[str, Any]] = {
     "seqtune": {},

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 import common
-from seqtune.config import load_config, parse_override
+from seqtune.config import load_config
 from seqtune.procedures.fit import starting_point
 from seqtune.tokens.preparation import prepare
 from seqtune.training import loop
 from seqtune.training.defaults import for_adapter
+from seqtune.yaml_files import parse_override
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

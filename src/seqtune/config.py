@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seqtune import plugins
 from seqtune.errors import ConfigError, did_you_mean
-from seqtune.yaml_files import read_yaml, read_yaml_mapping
+from seqtune.yaml_files import read_yaml_mapping
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -298,25 +299,6 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """Split `a.b=value`; the value is read as YAML.
-
-    Raises:
-        ConfigError: there is no `=` or the value is not YAML.
-
-    Example:
-        >>> parse_override("train.epochs=5")
-        (['train', 'epochs'], 5)
-    """
-    key, sign, value = text.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
-    try:
-        return key.strip().split("."), read_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None
-
-
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
     """Read a configuration file, apply overrides and validate the result.
 
@@ -374,20 +356,42 @@ def validate(model: type[BaseModel], content: Any, prefix: str = "") -> Any:
 
 def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
     path = [str(part) for part in item["loc"]]
-    dotted = prefix + ".".join(path)
+    dotted = (prefix + ".".join(path)).removesuffix(".")
     if item["type"] == "extra_forbidden":
         section = _section_at(model, path[:-1])
         allowed = sorted(section.model_fields) if section else []
         return f"{dotted}: unknown key{did_you_mean(path[-1], allowed)} (allowed: {', '.join(allowed)})"
     message = item["msg"].removeprefix("Value error, ")
-    if not path:
-        return message
+    if not path or isinstance(item["input"], dict):  # several settings that contradict each other
+        return f"{dotted}: {message}" if dotted else message
     return f"{dotted} = {item['input']!r}: {message}"
 
 
 def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
     for name in path:
-        annotation = model.model_fields[name].annotation
-        candidates = [annotation, *get_args(annotation)]
+        candidates = _alternatives(model.model_fields[name].annotation)
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return model
+
+
+def text_settings(model: type[BaseModel] | None = None, prefix: str = "") -> set[str]:
+    """The dotted keys whose value is a text, which nobody should have to write as YAML.
+
+    Example:
+        >>> "format.template" in text_settings(), "train.epochs" in text_settings()
+        (True, False)
+    """
+    found: set[str] = set()
+    for name, field in (model or Config).model_fields.items():
+        parts = {get_args(part)[0] if get_origin(part) is Annotated else part for part in _alternatives(field.annotation)}
+        if parts <= {str, NoneType}:
+            found.add(prefix + name)
+        for part in parts:
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= text_settings(part, f"{prefix}{name}.")
+    return found
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types that `A | B` allows, or the one that an annotation is."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

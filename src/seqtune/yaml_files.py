@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,36 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{what} {str(path)!r} holds a {type(content).__name__}; it must be a mapping of keys")
     return content
+
+
+def parse_override(text: str, text_keys: Collection[str] = ()) -> tuple[list[str], Any]:
+    r"""Split `a.b=value`; the value is read as YAML, or, where the key takes a text, as it stands.
+
+    In YAML's quotes a text may hold escapes, such as a line break (`"\n"`); `null` is no text.
+
+    Args:
+        text: what stands behind `--set`.
+        text_keys: dotted keys that take a text.
+
+    Raises:
+        ConfigError: there is no `=` or the value is not YAML.
+
+    Example:
+        >>> parse_override("train.epochs=5")
+        (['train', 'epochs'], 5)
+        >>> parse_override("format.template={input} ->", ["format.template"])
+        (['format', 'template'], '{input} ->')
+    """
+    key, sign, value = text.partition("=")
+    key = key.strip()
+    if not sign or not key:
+        raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key in text_keys and not quoted and value != "null":
+        return key.split("."), value
+    try:
+        return key.split("."), read_yaml(value)
+    except yaml.YAMLError as error:
+        if key in text_keys:  # quotes that are text themselves
+            return key.split("."), value
+        raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None

@@ -88,7 +88,7 @@ def test_hub_address_reads_from_the_hubs_cache(tmp_path, monkeypatch):
         ("t.csv", b"", r"t.csv' is empty \(0 bytes\)"),
         ("t.csv", b"input,output\n", "no usable row"),
         ("t.csv", b"\n", "no header line"),
-        ("t.csv", b"smiles,output\na,b\n", r"no column 'input' \(setting data.input\)"),
+        ("t.csv", b"smiles,output\na,b\n", r"no column 'input', asked for by data.input"),
         ("t.csv", b"inputs,output\na,b\n", "did you mean 'inputs'"),
         ("t.csv", b"input;output\na;b\n", "looks semicolon-separated: --set data.delimiter=';'"),
         ("t.tsv", b"input,output\na,b\n", "looks comma-separated"),

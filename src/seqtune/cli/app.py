@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,20 @@ ReturnOption = Annotated[int | None, typer.Option("--num-return", help="Hypothes
 EngineOption = Annotated[
     str | None, typer.Option("--engine", help="Decoding engine: auto, native, transformers, ctranslate2 or vllm.")
 ]
+# settings that have an option of their own in some verbs
+OPTIONS = {
+    "data.path": "--data",
+    "data.input": "--input",
+    "data.output": "--output",
+    "model.name": "--model",
+    "decode.num_beams": "--num-beams",
+    "decode.num_return": "--num-return",
+    "decode.length_penalty": "--length-penalty",
+    "decode.max_new_tokens": "--max-new-tokens",
+    "decode.verify": "--verify",
+    "decode.abstain": "--abstain",
+    "decode.engine": "--engine",
+}
 
 
 def _version(show: bool) -> None:
@@ -79,7 +94,7 @@ def run_app(arguments: Sequence[str]) -> int:
             complain("interrupted")
         return end.code if isinstance(end.code, int) else DONE
     except SeqtuneError as error:
-        return complain(str(error))
+        return complain(with_options(str(error), arguments[0]))
     except BrokenPipeError:
         # the reader of our stdout has left; keep the interpreter from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,6 +119,21 @@ def _file_error(error: Exception) -> str | None:
     return text if isinstance(error, kinds) or "(os error " in text else None
 
 
+def with_options(text: str, verb: str) -> str:
+    """An error's text with the verb's own option beside a setting that has one, as that is what was typed.
+
+    Example:
+        >>> with_options("decode.num_beams = 21: at most 20", "predict")
+        'decode.num_beams [--num-beams] = 21: at most 20'
+    """
+    command = typer.main.get_command(app)
+    offered = {option for p in command.commands[verb].params for option in p.opts}  # type: ignore[attr-defined]
+    for setting, option in OPTIONS.items():
+        if option in offered and option not in text:
+            text = re.sub(rf"(?<![\w.]){re.escape(setting)}(?!\.?\w)", f"{setting} [{option}]", text, count=1)
+    return text
+
+
 def complain(text: str) -> int:
     """Print an error on stderr; returns the exit code for bad input."""
     print(f"error: {text}", file=sys.stderr)
@@ -112,11 +142,13 @@ def complain(text: str) -> int:
 
 def overrides(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
     """Merge flags (`data__path=...` for `data.path`) and `--set`; what is unset stays out, `--set` wins."""
-    from seqtune.config import parse_override
+    from seqtune.config import text_settings
+    from seqtune.yaml_files import parse_override
 
+    text_keys = text_settings() if settings else ()
     found = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
     for text in settings or []:
-        path, value = parse_override(text)
+        path, value = parse_override(text, text_keys)
         found[".".join(path)] = value
     return found
 

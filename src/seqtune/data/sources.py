@@ -264,7 +264,7 @@ def _need_column(table: Table, column: str, setting: str) -> None:
         if sign:
             hint = f"; the header looks {found[0]}-separated: --set data.delimiter='{sign}'"
     raise DataError(
-        f"{table.name!r} has no column {column!r} (setting {setting}){hint}; columns: {', '.join(table.columns[:20])}"
+        f"{table.name!r} has no column {column!r}, asked for by {setting}{hint}; columns: {', '.join(table.columns[:20])}"
     )
 
 
