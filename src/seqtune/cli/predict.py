@@ -67,8 +67,9 @@ def predict(
 
     [bold]Example[/bold]: seqtune predict runs/names CCO --num-beams 5
     """
-    from seqtune.config import load_config
+    from seqtune.config import ModelConfig, load_config
     from seqtune.errors import ConfigError
+    from seqtune.models.location import check_there
 
     _check_files(texts, file, out)
     flags = overrides(
@@ -78,6 +79,7 @@ def predict(
     read_only(flags, ("decode.", *READ), "predict")
     config = load_config(None, {key: value for key, value in flags.items() if key.startswith("data.")})
     decode = section(flags, "decode")
+    check_there(ModelConfig(name=run))  # before torch is loaded
     from seqtune.decoding.predictor import Predictor
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] - an input that is no text is shown as it came
@@ -121,13 +123,13 @@ def _from_table(predictor: Predictor, file: str, column: str | None, data: DataC
     from seqtune.data.layouts import SAID, layout_of
     from seqtune.data.sources import open_table, read_examples
     from seqtune.decoding.predictor import predict_with_progress
-    from seqtune.errors import DataError
+    from seqtune.errors import DataError, near_path
 
     readers = predictor.task.pack.readers if predictor.task.pack else {}
     reader = readers.get(Path(file).suffix.lower())
     if reader:
         if not Path(file).exists():
-            raise DataError(f"{file!r} does not exist")
+            raise DataError(f"{file!r} does not exist{near_path(Path(file))}")
         yield from predict_with_progress(predictor, list(plugins.load(reader)(Path(file))), "predict")
         return
     task = dataclasses.replace(predictor.task, input=column) if column else predictor.task

@@ -24,7 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from seqtune.config import DataConfig
 from seqtune.data.layouts import layout_of, needed_columns, pair_of, text_fault
-from seqtune.errors import DataError, did_you_mean
+from seqtune.errors import DataError, did_you_mean, near_path
 from seqtune.records import Example, Rejected
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -56,8 +56,7 @@ def resolve(name: str) -> Path:
     if path.is_dir():
         raise DataError(f"{name!r} is a folder; name a table file in it ({', '.join(KINDS)})")
     if not path.exists():
-        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise DataError(f"{name!r} does not exist{near}")
+        raise DataError(f"{name!r} does not exist{near_path(path)}")
     return path
 
 

@@ -22,7 +22,7 @@ from seqtune.config import ModelConfig
 from seqtune.errors import ModelError
 from seqtune.models import gguf
 from seqtune.models.attention import use_fast_attention
-from seqtune.models.location import gguf_file, location
+from seqtune.models.location import check_there, gguf_file, location
 from seqtune.models.machine import set_up_cpu
 
 SMALL = 50_000_000  # models with fewer parameters have other defaults: see `seqtune.training.defaults`
@@ -34,6 +34,7 @@ def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
     file = gguf_file(config.name)
     if file is not None:
         gguf.converted(file)
+    check_there(config)
     try:
         return loader.from_pretrained(
             location(config), revision=config.revision, trust_remote_code=config.trust_remote_code, **options

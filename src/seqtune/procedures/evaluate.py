@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import folders, plugins, runs
-from seqtune.config import DataConfig, DecodeConfig
+from seqtune.config import DataConfig, DecodeConfig, ModelConfig
 from seqtune.data.sources import check_rejected_share, read_examples
 from seqtune.data.splits import subset
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress, task_of
 from seqtune.decoding.verification import make_verifier
 from seqtune.errors import MissingDependencyError, RunError, SeqtuneError
+from seqtune.models.location import check_there
 from seqtune.records import Example, Rejected
 from seqtune.scoring.evaluate import evaluate_task, read_predictions
 from seqtune.tokens.preparation import training_rows, within_limits
@@ -66,6 +67,7 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
         raise RunError(
             f"{str(out)!r} is a run's folder, and its own scores lie in it; choose another --out, such as {out / 'other'}"
         )
+    check_there(ModelConfig(name=run))
     task = task_of(run, questions.task)
     examples, rejected = _read(questions, task)
     has_metrics = task.pack is not None and task.pack.metrics is not None

@@ -11,7 +11,7 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 from seqtune.config import Config, ModelConfig, load_config
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
-from seqtune.errors import RunError
+from seqtune.errors import RunError, near_path
 from seqtune.models import loading
 from seqtune.models.adapters import load_merged
 from seqtune.models.loading import save_model
@@ -37,6 +37,8 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
     Raises:
         RunError: the run is not finished, or the folder is in the way.
     """
+    if not run.is_dir():
+        raise RunError(f"there is no folder {str(run)!r}{near_path(run)}")
     if not is_complete(run):
         raise RunError(f"{str(run)!r} is no finished run; finish it with `seqtune fit ... --resume`")
     if folder.exists() and any(folder.iterdir()):

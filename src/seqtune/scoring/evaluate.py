@@ -13,7 +13,7 @@ import numpy as np
 
 from seqtune import plugins
 from seqtune.data.tasks import Task
-from seqtune.errors import DataError
+from seqtune.errors import DataError, near_path
 from seqtune.plugins import TaskMetrics
 from seqtune.records import Example, Hypothesis, Prediction, Turn, lone_surrogate
 from seqtune.scoring.metrics import METRICS
@@ -38,7 +38,8 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     if file.is_dir():
         file /= "predictions.jsonl"
     if not file.is_file():
-        raise DataError(f"{str(file)!r} does not exist; it should be a predictions.jsonl, or a folder that holds one")
+        near = near_path(Path(path)) or "; it should be a predictions.jsonl, or a folder that holds one"
+        raise DataError(f"{str(file)!r} does not exist{near}")
     predictions = []
     try:
         # not splitlines(): it also splits at U+2028, U+0085 and others, which stand unescaped inside JSON texts
