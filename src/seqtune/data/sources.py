@@ -173,7 +173,8 @@ _QUOTE_HINT = "if quote characters are plain text in this file, --set data.quote
 def _json_object(line: str) -> dict[str, object] | str:
     """The object on a line, or what is wrong with it."""
     try:
-        record = json.loads(line)
+        # NaN and Infinity, which are no JSON, are what Python writes for a missing number
+        record = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
         return f"not JSON ({error})"
     return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object"
@@ -232,7 +233,7 @@ def _parquet_rows(table: Table) -> Iterator[dict[str, str]]:
 def _cell(value: object) -> str:
     if isinstance(value, list | dict):
         return json.dumps(value, default=str)
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)  # noqa: PLR0124 - NaN, a missing number
 
 
 def _delimited_rows(table: Table, config: DataConfig) -> Iterator[tuple[int, dict[str, str] | str]]:

@@ -18,6 +18,7 @@ from seqtune.tokens.preparation import Prepared
 NUM_SHOWN = 3
 NGRAM = 3
 NUM_BINS = 10
+PART_OF_CHARACTER = "\ufffd"  # what bytes are decoded to that make no whole character yet
 SUSPICION = 3.0  # nats per character by which the swapped reading must win
 
 
@@ -192,13 +193,18 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def tokens(row: Encoded, encoder: Encoder) -> list[tuple[str, bool]]:
-    """Each token's text and whether it carries loss; texts join to the whole, blanks included."""
+    """Each token's text and whether it carries loss; texts join to the whole, blanks included.
+
+    Tokens that hold a part of a character each are shown as one.
+    """
     pieces = []
     shown = ""
     for index in range(len(row.input_ids)):
         # a token's text depends on what stands before it (word starts, split UTF-8 characters)
         ids = row.input_ids[: index + 1].tolist()
         text = encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if text.endswith(PART_OF_CHARACTER) and index + 1 not in (row.loss_start, len(row.input_ids)):
+            continue
         pieces.append((text[len(shown) :], index >= row.loss_start))
         shown = text
     return pieces
