@@ -93,7 +93,7 @@ def test_overwriting_removes_our_files_and_leaves_all_others(tmp_path):
     (elsewhere / "model.safetensors").write_text("linked, not copied")
     (folder / "model").symlink_to(elsewhere)
     for name in ("manifest.json", "metrics.json", "checkpoints/step-00000001/state.json", "model-ctranslate2-int8/model.bin", ".model-ctranslate2-int8.lock",
-                 "evaluations/0a1b/metrics.json", "report.html", ".metrics.json.999999999"):  # fmt: skip
+                 "evaluations/0a1b/metrics.json", "evaluations/0a1b/.seqtune-evaluation", "report.html", ".metrics.json.999999999"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("ours")
     theirs = ("notes.md", "figures/one.svg", "metrics.json.bak", ".git/HEAD", "models/other", "evaluations/thesis.xlsx",

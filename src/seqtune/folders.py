@@ -20,7 +20,7 @@ INSIDE = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
     "adapter.json", "adapter_config.json", "state.json", "model.bin", "vocabulary.json", "metrics.json", "predictions.jsonl",
     "rejected.jsonl", "task.yaml", "decode.json", "study.json", "report.html", "log.jsonl", "events.out.tfevents.*",
-    "hparams.yml",
+    "hparams.yml", ".seqtune-evaluation",
 )  # fmt: skip
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)")
 

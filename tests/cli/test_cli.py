@@ -175,7 +175,8 @@ def test_a_table_into_a_closed_pipe_is_no_error(fitted):
 def test_evaluate_equals_score_on_its_file(fitted, tmp_path):
     table = write_csv(tmp_path / "test.csv", pairs(30))
     metrics = json.loads(run("evaluate", str(fitted), str(table), "--out", str(tmp_path / "e"), "--json").stdout)
-    assert {p.name for p in (tmp_path / "e").iterdir()} == {"metrics.json", "predictions.jsonl", "rejected.jsonl", "task.yaml"}
+    files = {".seqtune-evaluation", "metrics.json", "predictions.jsonl", "rejected.jsonl", "task.yaml"}
+    assert {p.name for p in (tmp_path / "e").iterdir()} == files
     scored = json.loads(run("score", str(tmp_path / "e" / "predictions.jsonl"), "--json").stdout)
     assert scored == metrics == json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert evaluate(read_predictions(tmp_path / "e" / "predictions.jsonl")) == scored

@@ -120,6 +120,18 @@ def test_nothing_that_is_read_or_scored_is_replaced(run, tmp_path, capsys):
     assert run_app(["evaluate", str(run), str(run), "--out", str(run)]) == 1
     assert "is a run's folder, and its own scores lie in it; choose another --out" in capsys.readouterr().err
     assert (run / "metrics.json").read_bytes() == before
+    foreign = tmp_path / "metrics.json"
+    foreign.write_text("of another tool")
+    assert run_app(["evaluate", str(run), str(run), "--out", str(tmp_path)]) == 1
+    assert "holds metrics.json, and no .seqtune-evaluation that would say that seqtune wrote it" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+    assert foreign.read_text() == "of another tool"
+    foreign.unlink()
+    for _ in range(2):  # its own it replaces, also beside files of others
+        (tmp_path / "notes.txt").write_text("mine")
+        assert run_app(["evaluate", str(run), str(run), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    capsys.readouterr()
     table = write_csv(tmp_path / "ask.csv", [("101", "odd")], ("number", "kind"))
     assert run_app(["predict", str(run), "--file", str(table), "--out", str(table)]) == 1
     assert "is the table that is read; name another file" in capsys.readouterr().err

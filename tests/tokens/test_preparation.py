@@ -98,7 +98,10 @@ def test_a_table_that_is_mostly_broken_says_so_first(tmp_path, llama_folder):
 
 
 def test_reasons_keep_their_digits_and_are_counted_together(tmp_path):
-    reasons = ["column 'a' is not valid UTF-8 (byte 0xfc)"] * 2 + ["3 cells where the header has 2", "5 cells where the header has 2"]
+    reasons = ["column 'a' is not valid UTF-8 (byte 0xfc)"] * 2 + [
+        "3 cells where the header has 2",
+        "5 cells where the header has 2",
+    ]
     counted = preparation._by_reason([Rejected("t.csv", 1, reason) for reason in reasons])
     assert counted == {"column 'a' is not valid UTF-8 (byte 0xfc)": 2, "3 cells where the header has 2": 2}
 
@@ -108,7 +111,9 @@ def test_check_shows_characters_of_several_tokens_whole(tmp_path, family):
     tokenizer = build_tokenizer(family)
     build_model(family, len(tokenizer)).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
-    prepared = prepare(config_for(tmp_path, [("三月 1", "مرحبا 😀")] * 9, tmp_path / "m", **{"data.split": {"test": 0, "validation": 0}}))
+    prepared = prepare(
+        config_for(tmp_path, [("三月 1", "مرحبا 😀")] * 9, tmp_path / "m", **{"data.split": {"test": 0, "validation": 0}})
+    )
     pieces = check.tokens(prepared.encoded[0], prepared.encoder)
     read, written = ("".join(text for text, loss in pieces if loss is side) for side in (False, True))
     assert "\ufffd" not in read + written

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seqtune.errors import SeqtuneError
-from seqtune.report.scores import interval, rows_table, scores_of
+from seqtune.report.scores import explained, interval, rows_table, scores_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -234,9 +234,9 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     for name, value in scores.items():
         out.print(f"{name}: {value['signature']}", style="dim", markup=False)
     print_undefined(metrics, out)
-    statuses = {k: v for k, v in metrics.get("status", {}).items() if k not in ("ok", "verified")}
-    if statuses:
-        out.print("not ok: " + ", ".join(f"{n} {status}" for status, n in statuses.items()), style="yellow")
+    for status, count in metrics.get("status", {}).items():
+        if status not in ("ok", "verified"):
+            out.print(f"{count} of {metrics['num_items']} {explained(status)}", style="yellow", markup=False)
 
 
 def print_undefined(metrics: dict[str, Any], out: Console) -> None:

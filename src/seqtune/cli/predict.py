@@ -26,6 +26,7 @@ from seqtune.cli.app import (
     read_only,
     section,
 )
+from seqtune.report.scores import explained
 
 if TYPE_CHECKING:
     from seqtune.config import DataConfig
@@ -188,7 +189,7 @@ def _print(prediction: Prediction, number: int, as_json: bool, several: bool, ad
         return
     before = f"{adapter}\t" if adapter else ""
     if prediction.status not in ("ok", "verified"):
-        print(f"input {number}: {prediction.status}", file=sys.stderr)
+        print(f"input {number}: {explained(prediction.status)}", file=sys.stderr)
     if not several or not prediction.hypotheses:
         print(before + prediction.prediction, flush=True)
         return

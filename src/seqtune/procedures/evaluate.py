@@ -21,6 +21,13 @@ from seqtune.records import Example, Rejected
 from seqtune.scoring.evaluate import evaluate_task, read_predictions
 from seqtune.tokens.preparation import training_rows, within_limits
 
+EVALUATION = folders.Kind(
+    name="evaluation",
+    marker=".seqtune-evaluation",
+    artefacts=("metrics.json", runs.PREDICTIONS, "rejected.jsonl", "task.yaml", "report.html"),
+    remedy="choose another --out",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Questions:
@@ -60,13 +67,11 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
         The content of `metrics.json`.
 
     Raises:
-        RunError: `out` is a run's folder.
+        RunError: `out` is a run's folder, or holds files of these names that seqtune did not write.
         SeqtuneError: the run, the table or a package that the task needs is missing or does not fit.
     """
-    if out and folders.is_ours(out, runs.RUN):
-        raise RunError(
-            f"{str(out)!r} is a run's folder, and its own scores lie in it; choose another --out, such as {out / 'other'}"
-        )
+    if out:
+        _check_free(out)
     check_there(ModelConfig(name=run))
     task = task_of(run, questions.task)
     examples, rejected = _read(questions, task)
@@ -75,10 +80,23 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
     predictor = Predictor.of_run(run, questions.decode, questions.task)
     check_packages(task, predictor.decode)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
+        folders.create(out, EVALUATION)
         runs.write_rejected(out / "rejected.jsonl", rejected)
         task.save(out / "task.yaml")
     return answer_and_score(predictor, examples, training, out, quiet=quiet)
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder in which the evaluation would replace what is not its own."""
+    if folders.is_ours(out, runs.RUN):
+        raise RunError(
+            f"{str(out)!r} is a run's folder, and its own scores lie in it; choose another --out, such as {out / 'other'}"
+        )
+    if not folders.is_ours(out, EVALUATION) and (there := folders.artefacts(out, EVALUATION)):
+        raise RunError(
+            f"{str(out)!r} holds {', '.join(p.name for p in there)}, and no {EVALUATION.marker} that would say that seqtune wrote "
+            "it; choose another --out"
+        )
 
 
 def _read(questions: Questions, task: Task) -> tuple[list[Example], list[Rejected]]:
