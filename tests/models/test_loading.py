@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 
 import pytest
@@ -78,3 +79,8 @@ def test_a_model_that_the_hub_has_given_before_needs_no_network(tmp_path, monkey
     location._why_not_on_hub.cache_clear()
     location.check_there(ModelConfig(name="some/one"))
     location._why_not_on_hub.cache_clear()
+
+
+def test_no_foreign_warning_of_a_kernel_that_is_never_used():
+    """bitsandbytes warns on CPUs with AVX-512 BF16 when it is imported, and peft imports it."""
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)

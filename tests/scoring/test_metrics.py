@@ -348,7 +348,7 @@ def test_what_is_no_plain_answer_is_explained(tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(record | {"status": s}) + "\n" for s in ("ok", "unfinished", "empty")))
     assert run_app(["score", str(tmp_path / "p.jsonl")]) == 0
     out = capsys.readouterr().out
-    assert "1 of 3 unfinished (the answer was cut off before the model ended it; allow more with decode.max_new_tokens)" in out
+    assert "1 of 3 unfinished (cut off before the model ended its answer: train it longer, or allow more with " in out
     assert "1 of 3 empty (the input was empty, so nothing was asked)" in out
 
 

@@ -94,8 +94,8 @@ def _check_free(out: Path) -> None:
         )
     if not folders.is_ours(out, EVALUATION) and (there := folders.artefacts(out, EVALUATION)):
         raise RunError(
-            f"{str(out)!r} holds {', '.join(p.name for p in there)}, and no {EVALUATION.marker} that would say that seqtune wrote "
-            "it; choose another --out"
+            f"{str(out)!r} holds {', '.join(p.name for p in there)}, and no {EVALUATION.marker} that would say that seqtune "
+            "wrote it; choose another --out"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 # what a prediction's status means where it is not plainly an answer, and what can be done about it
 STATUSES = {
-    "unfinished": "the answer was cut off before the model ended it; allow more with decode.max_new_tokens",
+    "unfinished": "cut off before the model ended its answer: train it longer, or allow more with decode.max_new_tokens",
     "empty": "the input was empty, so nothing was asked",
     "too_long": "the input takes more tokens than the model reads",
     "invalid_text": "the input holds something that is no text",

@@ -79,8 +79,8 @@ def _predictions(lines: Iterable[str], name: str, delimiter: str | None, referen
         lacking = [column for column in ("prediction", reference) if column not in (reader.fieldnames or ())]
         if lacking:
             raise DataError(
-                f"{name!r} has no column {lacking[0]!r}; scoring needs the answers in a column 'prediction' and what is right in "
-                f"'reference', or in another that --output names; columns: {', '.join(reader.fieldnames or ())}"
+                f"{name!r} has no column {lacking[0]!r}; scoring needs the answers in a column 'prediction' and what is right "
+                f"in 'reference', or in another that --output names; columns: {', '.join(reader.fieldnames or ())}"
             )
         found = [_prediction(record, reader.line_num, name, reference) for record in reader]
     else:
