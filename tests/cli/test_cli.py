@@ -90,7 +90,8 @@ def test_exported_names_are_frozen():
 def test_the_run_folder_is_complete(fitted):
     assert {p.name for p in fitted.iterdir()} == ARTEFACTS
     assert {p.name for p in (fitted / "model").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
     first = json.loads((fitted / "predictions.jsonl").read_text().splitlines()[0])
     assert list(first) == ["id", "input", "reference", "prediction", "score", "hypotheses", "status"]

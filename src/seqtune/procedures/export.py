@@ -14,8 +14,8 @@ from seqtune.decoding.predictor import Predictor, predict_with_progress
 from seqtune.errors import RunError, near_path
 from seqtune.models import loading
 from seqtune.models.adapters import load_merged
-from seqtune.models.loading import save_model
 from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
+from seqtune.procedures.handover import hand_over
 from seqtune.records import Example
 from seqtune.runs import is_complete, read_kept_tokens
 from seqtune.scoring.evaluate import read_predictions
@@ -50,8 +50,8 @@ def export(run: Path, folder: Path, *, full_vocabulary: bool = False, num_verifi
     if full_vocabulary and kept is not None:
         model, tokenizer = _whole(config, model, tokenizer, np.array(kept))
     size = int(model.config.get_text_config().vocab_size)
-    end = Encoder(tokenizer, loading.max_length(model.config, source), size, roles=task.rendering.roles).end
-    save_model(model, tokenizer, folder, end)
+    encoder = Encoder(tokenizer, loading.max_length(model.config, source), size, roles=task.rendering.roles)
+    hand_over(model, encoder, task, config.decode, folder)
     facts = {"num_tokens": size}
     return facts | (_replay(config, task, run, folder, num_verified) if num_verified else {})
 

@@ -15,11 +15,11 @@ from seqtune.config import Config, TrainConfig
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import RunError
-from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.location import origin
 from seqtune.models.loss import check_packing
 from seqtune.procedures.evaluate import answer_and_score, check_packages
+from seqtune.procedures.handover import hand_over
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
 from seqtune.tokens.preparation import Prepared, prepare
@@ -162,18 +162,20 @@ def _finish(
 ) -> dict[str, Any] | None:
     """Save the model; answer the test rows with what was saved, as `predict` would; card and manifest."""
     folder = run_folder(config)
-    tokenizer = prepared.encoder.tokenizer
     if adapter is None:
-        loading.save_model(trainer.model, tokenizer, folder / "model", prepared.encoder.end)
+        hand_over(trainer.model, prepared.encoder, prepared.task, config.decode, folder / "model")
     else:
         adapter.save(folder / "model")
         trainer.model.config.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        prepared.encoder.tokenizer.save_pretrained(folder / "model")
     metrics = None
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder))
         metrics = answer_and_score(predictor, prepared.examples["test"], prepared.examples["train"], folder, quiet=quiet)
-    text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model))
+    text = card.model_card(
+        config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model),
+        takes_messages=prepared.encoder.tokenizer.chat_template is not None,
+    )  # fmt: skip
     runs.write_text(folder / "README.md", text)
     runs.finish(folder)
     return metrics
