@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from seqtune.cli.app import run_app
 from seqtune.config import Config, DecodeConfig, load_config
 from seqtune.data.tasks import Task
 from seqtune.errors import RunError
-from seqtune.records import Prediction
+from seqtune.records import Hypothesis, Prediction
 
 CHECKOUT = Path(seqtune.__file__).parents[2]
 
@@ -338,3 +339,30 @@ def test_the_git_revision_is_the_packages_own(repository, tmp_path, monkeypatch)
     monkeypatch.chdir(repository)
     ours = git(CHECKOUT, "rev-parse", "HEAD") if (CHECKOUT / ".git").exists() else None
     assert runs.environment(0)["git_revision"] == ours
+
+
+def test_a_table_of_answers_keeps_the_rows_columns_and_all_hypotheses(tmp_path):
+    best, second = Hypothesis("x, y", -1.0, 3, True), Hypothesis("z", -2.0, 3, True)
+    rows = [
+        Prediction(
+            "7", "a", None, "x, y", -1.0, (best, second), "ok", {"kind": "new"}, {"name": "a", "status": "open", "": "odd"}
+        ),
+        Prediction("9", "b", None, "", 0.0, (), "empty", {}, {"name": "b", "status": "shut", "": ""}),
+    ]
+    runs.write_prediction_table(tmp_path / "t.csv", rows)
+    with (tmp_path / "t.csv").open(newline="") as handle:
+        found = list(csv.reader(handle))
+    assert found == [
+        ["name", "status", "", "prediction", "seqtune_status", "log_probability", "prediction_2", "log_probability_2", "kind"],
+        ["a", "open", "odd", "x, y", "ok", "-1.0000", "z", "-2.0000", "new"],
+        ["b", "shut", "", "", "empty", "0.0000", "", "", ""],
+    ]
+
+
+@pytest.mark.parametrize(("ids", "columns"), [(("1", "2"), ["input"]), (("one", "two"), ["id", "input"])])
+def test_rows_without_columns_get_no_invented_ids(tmp_path, ids, columns):
+    rows = [Prediction(i, text, None, "x", -1.0, (), "ok") for i, text in zip(ids, "ab", strict=True)]
+    runs.write_prediction_table(tmp_path / "t.tsv", rows)
+    header, first, _ = [line.split("\t") for line in (tmp_path / "t.tsv").read_text().splitlines()]
+    assert header == [*columns, "prediction", "status", "log_probability"]
+    assert first[: len(columns)] == [ids[0], "a"][-len(columns) :]

@@ -124,15 +124,30 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 
 def write_prediction_table(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write predictions as .csv or .tsv for spreadsheets: a row each, the details as columns."""
+    """Write predictions as .csv or .tsv for spreadsheets: the row's own columns, and beside them the answer.
+
+    Further hypotheses follow as `prediction_2`, `log_probability_2` and so on, then the details. Where the row has a column of
+    such a name, ours begins with `seqtune_`. A row that came without columns has its input, and its name if it has one.
+    """
     records = list(predictions)
-    details = list(dict.fromkeys(key for p in records for key in p.details))
+    names = any(p.id != str(number) for number, p in enumerate(records, start=1))
+    rows = [dict(p.fields) or ({"id": p.id} if names else {}) | {"input": p.input} for p in records]
+    theirs = list(dict.fromkeys(column for row in rows for column in row))
+    answers = [_answer_columns(p) for p in records]
+    ours = list(dict.fromkeys(column for answer in answers for column in answer))
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
-    writer.writerow(["id", "input", "prediction", "status", "log_probability", *details])
-    for p in records:
-        writer.writerow([p.id, p.input, p.prediction, p.status, f"{p.score:.4f}", *(p.details.get(k, "") for k in details)])
+    writer.writerow([*theirs, *(f"seqtune_{column}" if column in theirs else column for column in ours)])
+    for row, answer in zip(rows, answers, strict=True):
+        writer.writerow([*(row.get(column, "") for column in theirs), *(answer.get(column, "") for column in ours)])
     write_text(path, out.getvalue())
+
+
+def _answer_columns(p: Prediction) -> dict[str, str]:
+    columns = {"prediction": p.prediction, "status": p.status, "log_probability": f"{p.score:.4f}"}
+    for number, other in enumerate((h for h in p.hypotheses if h.text != p.prediction), start=2):
+        columns |= {f"prediction_{number}": other.text, f"log_probability_{number}": f"{other.score:.4f}"}
+    return columns | dict(p.details)
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import pickle
@@ -92,6 +93,18 @@ def test_predictions_keep_the_columns_that_the_template_needs(run, tmp_path):
         assert prediction.fields == {"kind": "odd" if int(prediction.input) % 2 else "even"}
     facts = export(run, tmp_path / "exported", num_verified=5)
     assert facts["num_different"] == 0
+
+
+def test_answers_stand_beside_the_tables_own_columns(run, tmp_path, capsys):
+    rows = [("101", "odd", "x, y"), ("", "even", ""), ("102", "even", "z")]
+    table = write_csv(tmp_path / "ask.csv", rows, ("number", "kind", "note"))
+    assert run_app(["predict", str(run), "--file", str(table), "--out", str(tmp_path / "out.csv"), "--num-return", "2"]) == 0
+    assert f"2 answers: {tmp_path / 'out.csv'}\n" in capsys.readouterr().err
+    with (tmp_path / "out.csv").open(newline="") as handle:
+        found = list(csv.DictReader(handle))
+    assert [(r["number"], r["kind"], r["note"]) for r in found] == [rows[0], rows[2]]
+    assert {"prediction", "prediction_2", "log_probability_2", "status"} <= found[0].keys()
+    assert "id" not in found[0]
 
 
 def test_a_text_alone_is_refused_where_the_template_needs_a_column(run, capsys, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +48,9 @@ def predict(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; none: read stdin.")] = None,
     file: Annotated[str | None, typer.Option("--file", help="A table of inputs; for molecules also .smi or .sdf.")] = None,
-    out: Annotated[str | None, typer.Option("--out", help="Write predictions here: .jsonl, .csv or .tsv.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="File for the answers: .jsonl, or .csv or .tsv with all columns.")
+    ] = None,
     adapter: AdapterOption = None,
     grid: Annotated[str | None, typer.Option("--grid", help="Draw inputs and answers: .png or .svg (molecules).")] = None,
     input: InputOption = None,
@@ -116,7 +119,12 @@ def _write(answers: Iterable[Prediction], out: Path) -> None:
     from seqtune.runs import write_prediction_table, write_predictions
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    (write_predictions if out.suffix == ".jsonl" else write_prediction_table)(out, answers)
+    predictions = list(answers)
+    (write_predictions if out.suffix == ".jsonl" else write_prediction_table)(out, predictions)
+    print(f"{len(predictions):,} answers: {out}", file=sys.stderr)
+    for status, count in Counter(p.status for p in predictions).items():
+        if status not in ("ok", "verified"):
+            print(f"{count:,} of them {explained(status)}", file=sys.stderr)
 
 
 def _from_table(predictor: Predictor, file: str, column: str | None, data: DataConfig) -> Iterator[Prediction]:
@@ -141,7 +149,8 @@ def _from_table(predictor: Predictor, file: str, column: str | None, data: DataC
     predictor.template.check_columns(list(examples[0].fields), with_target=False)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
-    yield from predict_with_progress(predictor, examples, "predict")
+    for example, prediction in zip(examples, predict_with_progress(predictor, examples, "predict"), strict=True):
+        yield dataclasses.replace(prediction, fields=example.fields)
 
 
 def _from_lines(predictor: Predictor, texts: list[str] | None) -> Iterator[Prediction]:

@@ -1,7 +1,7 @@
 """A model folder from which plain transformers answers as `predict` does: the format and the search go with the weights.
 
-The format becomes the tokenizer's chat template, so that one user message is put into the very prompt that the model was trained
-on; the search becomes `generation_config.json`.
+The format becomes the tokenizer's chat template, so that one user message is put into the very prompt that the model was
+trained on; the search becomes `generation_config.json`.
 
     pipeline("text-generation", model=folder)([{"role": "user", "content": "CCO"}])
 """
