@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -369,29 +368,7 @@ def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
 
 def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
     for name in path:
-        candidates = _alternatives(model.model_fields[name].annotation)
+        annotation = model.model_fields[name].annotation
+        candidates = [annotation, *get_args(annotation)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return model
-
-
-def text_settings(model: type[BaseModel] | None = None, prefix: str = "") -> set[str]:
-    """The dotted keys whose value is a text, which nobody should have to write as YAML.
-
-    Example:
-        >>> "format.template" in text_settings(), "train.epochs" in text_settings()
-        (True, False)
-    """
-    found: set[str] = set()
-    for name, field in (model or Config).model_fields.items():
-        parts = {get_args(part)[0] if get_origin(part) is Annotated else part for part in _alternatives(field.annotation)}
-        if parts <= {str, NoneType}:
-            found.add(prefix + name)
-        for part in parts:
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                found |= text_settings(part, f"{prefix}{name}.")
-    return found
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The types that `A | B` allows, or the one that an annotation is."""
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 
 from seqtune.errors import ConfigError
 
@@ -47,14 +49,32 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def parse_override(text: str, text_keys: Collection[str] = ()) -> tuple[list[str], Any]:
+def text_keys(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """The dotted keys whose value is a text, which nobody should have to write as YAML.
+
+    Example:
+        `text_keys(Config)` holds "format.template", and not "train.epochs".
+    """
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        alternatives = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else [field.annotation]
+        kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in alternatives}
+        if kinds <= {str, NoneType}:
+            found.add(prefix + name)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found |= text_keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def parse_override(text: str, texts: Collection[str] = ()) -> tuple[list[str], Any]:
     r"""Split `a.b=value`; the value is read as YAML, or, where the key takes a text, as it stands.
 
     In YAML's quotes a text may hold escapes, such as a line break (`"\n"`); `null` is no text.
 
     Args:
         text: what stands behind `--set`.
-        text_keys: dotted keys that take a text.
+        texts: dotted keys that take a text.
 
     Raises:
         ConfigError: there is no `=` or the value is not YAML.
@@ -70,11 +90,11 @@ def parse_override(text: str, text_keys: Collection[str] = ()) -> tuple[list[str
     if not sign or not key:
         raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key in text_keys and not quoted and value != "null":
+    if key in texts and not quoted and value != "null":
         return key.split("."), value
     try:
         return key.split("."), read_yaml(value)
     except yaml.YAMLError as error:
-        if key in text_keys:  # quotes that are text themselves
+        if key in texts:  # quotes that are text themselves
             return key.split("."), value
         raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None

@@ -142,13 +142,13 @@ def complain(text: str) -> int:
 
 def overrides(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
     """Merge flags (`data__path=...` for `data.path`) and `--set`; what is unset stays out, `--set` wins."""
-    from seqtune.config import text_settings
-    from seqtune.yaml_files import parse_override
+    from seqtune.config import Config
+    from seqtune.yaml_files import parse_override, text_keys
 
-    text_keys = text_settings() if settings else ()
+    texts = text_keys(Config) if settings else ()
     found = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
     for text in settings or []:
-        path, value = parse_override(text, text_keys)
+        path, value = parse_override(text, texts)
         found[".".join(path)] = value
     return found
 

@@ -162,7 +162,7 @@ def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
     runs.write_json(file, cost)
     started = time.monotonic()
     try:
-        peak = process(["fit", str(settings), "--resume"])
+        peak = process(["fit", str(settings), "--resume", "--json"])
         cost["peak_mib"] = max(cost["peak_mib"] or 0, peak)
     finally:
         cost["wall_seconds"] = None if spent is None else round(spent + time.monotonic() - started, 1)
