@@ -36,7 +36,7 @@ VERBS = [
 ]
 ARTEFACTS = {
     ".seqtune-run", "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
-    "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "task.yaml", "vocabulary.json",
+    "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "report.html", "task.yaml", "vocabulary.json",
 }  # fmt: skip
 
 
@@ -240,7 +240,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path, table, argumen
     before = sorted(tmp_path.rglob("*"))
     assert run_app(arguments) == 1
     out, errors = capsys.readouterr()
-    assert errors.startswith("error: ")
+    assert "\nerror: " in f"\n{errors}"
     assert message in errors
     assert out == ""
     assert sorted(tmp_path.rglob("*")) == before

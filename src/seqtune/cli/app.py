@@ -18,6 +18,9 @@ from seqtune.report.scores import explained, interval, rows_table, scores_of
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
+
+    from seqtune.records import Prediction
 
 PIPE_WIDTH = 200  # columns of a table in a pipe
 DONE, BAD_INPUT, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -234,9 +237,34 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     for name, value in scores.items():
         out.print(f"{name}: {value['signature']}", style="dim", markup=False)
     print_undefined(metrics, out)
+    print_unusual(metrics, out)
+
+
+def print_unusual(metrics: dict[str, Any], out: Console) -> None:
+    """How many answers are none in the plain sense, and why."""
     for status, count in metrics.get("status", {}).items():
         if status not in ("ok", "verified"):
             out.print(f"{count} of {metrics['num_items']} {explained(status)}", style="yellow", markup=False)
+
+
+def answer_text(prediction: Prediction, *, plain: bool) -> Text:
+    """An answer and what is right, the differences marked by colours, or in plain text [-what is wrong-]{+what is right+}."""
+    from rapidfuzz.distance import Levenshtein
+    from rich.text import Text
+
+    reference, line = prediction.reference or "", Text("  ")
+    right = prediction.prediction == reference
+    line.append("right  " if right else "WRONG  ", style="green" if right else "bold red")
+    line.append(f"{prediction.input}  ->  ")
+    for step in Levenshtein.opcodes(prediction.prediction, reference):
+        ours, theirs = prediction.prediction[step.src_start : step.src_end], reference[step.dest_start : step.dest_end]
+        if step.tag == "equal":
+            line.append(ours)
+            continue
+        for text, marks, style in ((ours, ("[-", "-]"), "red strike"), (theirs, ("{+", "+}"), "green")):
+            if text:
+                line.append(f"{marks[0]}{text}{marks[1]}" if plain else text, style=style)
+    return line
 
 
 def print_undefined(metrics: dict[str, Any], out: Console) -> None:

@@ -18,6 +18,7 @@ from seqtune.errors import RunError
 from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.location import origin
 from seqtune.models.loss import check_packing
+from seqtune.procedures.check import findings
 from seqtune.procedures.evaluate import answer_and_score, check_packages
 from seqtune.procedures.handover import hand_over
 from seqtune.procedures.validation import Validator
@@ -64,8 +65,8 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     prepared = prepare(config)
     check_packages(prepared.task, config.decode)
     model, adapter = starting_point(config, prepared)
-    for note in prepared.notes:
-        say(note)
+    for line in account(prepared):
+        say(line)
     continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
     if overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
         say(f"{folder} holds files that seqtune did not write; they stay: {', '.join(others)}")
@@ -73,8 +74,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
         say(f"{folder} is complete already")
         metrics = folder / "metrics.json"
         return Fitted(folder, {"reason": "complete"}, runs.read_json(metrics) if metrics.exists() else None)
-    if prepared.rejected:
-        say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl")
+    _say_what_is_odd(prepared, folder, say)
     trainer = _trainer(config, prepared, model, folder)
     outcome = _train(trainer, continuing=continuing, quiet=quiet)
     metrics = _finish(trainer, adapter, prepared, config, outcome, quiet) if trainer.is_main else None
@@ -105,6 +105,23 @@ def training_settings(config: Config, prepared: Prepared, num_parameters: int) -
         epochs = settings.target_tokens / int(prepared.encoded.num_loss_tokens.sum())
         settings = settings.model_copy(update={"epochs": epochs})
     return settings
+
+
+def account(prepared: Prepared) -> list[str]:
+    """The rows and where they went, and what was decided about them."""
+    sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())
+    left_out = "".join(f", {count:,} {what} left out" for what, count in prepared.left_out.items())
+    rejected = f", {len(prepared.rejected):,} rejected" if prepared.rejected else ""
+    return [f"{prepared.num_rows:,} rows: {sides}{left_out}{rejected}", *prepared.notes]
+
+
+def _say_what_is_odd(prepared: Prepared, folder: Path, say: Callable[[str], None]) -> None:
+    """The findings of `check` that a person should know before the training."""
+    for finding in findings(prepared):
+        if finding.level != "note":
+            say(f"{finding.level}: {finding.text}")
+    if prepared.rejected:
+        say(f"all {len(prepared.rejected):,} rejected rows with their reasons: {folder}/rejected.jsonl")
 
 
 def _speaker(quiet: bool) -> Callable[[str], None]:

@@ -103,6 +103,7 @@ class Trainer:
         self.interruption = Interruption()
         self._losses: list[torch.Tensor] = []
         self._gradients_checked = self._interrupted = False
+        self._exact: float | None = None  # of the last validation
 
     def describe(self) -> str:
         """The resolved settings in one line, so that no default is silent."""
@@ -110,14 +111,16 @@ class Trainer:
         rates = f"{c.muon_learning_rate:g} and AdamW {c.learning_rate:g}" if c.optimizer == "muon" else f"{c.learning_rate:g}"
         size = f"{c.batch_size} rows" if c.batch_size else f"{c.token_budget:,} tokens"
         size += " packed" if c.batching == "pack" else ""
-        limit = f", at most {c.max_minutes:g} minutes" if c.max_minutes else ""
+        epochs = "" if c.max_steps else f", {c.epochs:g} epochs"
+        steps = f"{self.plan.total_steps:,} steps of {size}{epochs}"
+        length = f"stops after {c.max_minutes:g} minutes, or after {steps}, if they take less" if c.max_minutes else steps
+        limit = ""
         width = self.accelerator.num_processes
         limit += f", mean of the weights over {c.average:.0%} of the steps" if c.average else ""
         limit += f", {width} processes" if width > 1 else ""
         return (
             f"{self.num_parameters / 1e6:.1f} M parameters{self._trained()} on {self.accelerator.device} in {c.precision}; "
-            f"{c.optimizer} {rates}; "
-            f"{self.plan.total_steps:,} steps of {size}{'' if c.max_steps else f', {c.epochs:g} epochs'}{limit}"
+            f"{c.optimizer} {rates}; {length}{limit}"
         )
 
     def _trained(self) -> str:
@@ -331,7 +334,8 @@ class Trainer:
         loss = state.unlogged["loss"] / state.unlogged["steps"]
         speed = f"{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
         left = progress.remaining(state.seconds * (1 - done) / done)
-        tick(min(1.0, done), f"step {state.step} · loss {loss:.3f} · {speed} · {left} left")
+        right = "" if self._exact is None else f" · {self._exact:.1%} right"
+        tick(min(1.0, done), f"step {state.step} · loss {loss:.3f}{right} · {speed} · {left} left")
 
     def _validate(self, quiet: bool) -> None:
         """Score the weights, or their mean, unless that was done at this step, and keep them if they are the best."""
@@ -360,9 +364,10 @@ class Trainer:
             return False
         state.validation_size = int(metrics["num_items"])
         self._write({"step": state.step, "seconds": round(state.seconds, 3), "validation": metrics})
-        shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        self._exact = metrics.get("exact_match")
         if self.is_main and not quiet:
-            progress.console().print(f"[dim]step {state.step}: validation {shown}[/dim]")
+            shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if k != "num_items")
+            progress.console().print(f"[dim]step {state.step}: {shown} on {state.validation_size:,} validation rows[/dim]")
         if state.best is None or rank(metrics) > rank(state.best):
             state.best, state.best_step, state.num_worse = metrics, state.step, 0
             if self.is_main:
