@@ -103,9 +103,9 @@ def _tell(run: Path, config: Config) -> None:
         out.print(story.sentence, markup=False)
         out.print(f"{len(story.samples)} held-out rows, drawn by hash:")
         for sample in story.samples:
-            out.print(answer_text(sample, plain=not out.is_terminal))
+            out.print(answer_text(sample, plain=out.color_system is None))
         print_unusual(story.metrics, out)
-        out.print(f"report with every wrong answer: {write_report(run)}", markup=False)
+        out.print(f"report with every wrong answer: {write_report(run)}", markup=False, soft_wrap=True)
     else:
         out.print("no test rows were held out, so nothing is known about other inputs", style="yellow")
     out.print("and then:")
@@ -117,4 +117,4 @@ def _tell(run: Path, config: Config) -> None:
         f"seqtune predict {shlex.quote(str(run))} TEXT",
         f"seqtune fit{again} --model {shlex.quote(str(run))} --out {shlex.quote(f'{run}-longer')}",
     ):
-        out.print(f"  {command}", markup=False)
+        out.print(f"  {command}", markup=False, soft_wrap=True)
