@@ -204,7 +204,7 @@ def tokens(row: Encoded, encoder: Encoder) -> list[tuple[str, bool]]:
     for index in range(len(row.input_ids)):
         # a token's text depends on what stands before it (word starts, split UTF-8 characters)
         ids = row.input_ids[: index + 1].tolist()
-        text = encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = str(encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         if text.endswith(PART_OF_CHARACTER) and index + 1 not in (row.loss_start, len(row.input_ids)):
             continue
         pieces.append((text[len(shown) :], index >= row.loss_start))
