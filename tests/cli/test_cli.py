@@ -84,7 +84,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
 def test_exported_names_are_frozen():
     code = "import sys, seqtune; assert 'torch' not in sys.modules; print(seqtune.__all__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['SequenceLearner', '__version__']"
+    assert done.stdout.strip() == "['SequenceLearner', '__version__', 'compare', 'evaluate', 'fit', 'predict']"
 
 
 def test_the_run_folder_is_complete(fitted):
