@@ -37,6 +37,12 @@ def test_the_sentence_says_what_the_score_is_to_be_compared_with(tmp_path):
     )
     assert found.sentence.endswith("; copying the input: 25.0%, always the most frequent answer: 50.0%.")
     assert len({p.id for p in found.samples}) == 5
+    table.unlink()
+    gone = config.model_copy(update={"model": config.model.model_copy(update={"init": "pretrained", "name": "./gone"})})
+    (tmp_path / "config.yaml").write_text(gone.to_yaml())
+    again = ending(tmp_path)
+    assert again is not None
+    assert again.baselines == {"copying the input": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,7 @@ def test_fit_tells_its_story(llama_folder, tmp_path, capsys):
     assert f"report with every wrong answer: {run}/report.html" in out
     assert (run / "report.html").exists()
     assert f"  seqtune predict {run} TEXT\n" in out
-    assert f"  seqtune fit --data {table} --input input --output output --model {run} --out {run}-longer\n" in out
+    assert f"  seqtune fit {run}/config.yaml --model {run} --out {run}-longer\n" in out
     assert "rouge" not in out
     again = ["fit", str(run / "config.yaml"), "--resume", "--verbose"]
     assert run_app(again) == 0

@@ -79,7 +79,7 @@ def fit(
         return
     if verbose and fitted.metrics:
         print_metrics(fitted.metrics, f"{fitted.metrics['num_items']} held-out rows")
-    _tell(fitted.folder, resolved)
+    _tell(fitted.folder)
 
 
 def _opening(config: Config) -> str:
@@ -92,7 +92,7 @@ def _opening(config: Config) -> str:
     return f"fine-tuning {config.model.name} on {config.data.path}{size}{columns}"
 
 
-def _tell(run: Path, config: Config) -> None:
+def _tell(run: Path) -> None:
     """How good it is, five answers, and what can be done next."""
     from seqtune.procedures.story import ending
     from seqtune.report.page import write_report
@@ -109,12 +109,9 @@ def _tell(run: Path, config: Config) -> None:
     else:
         out.print("no test rows were held out, so nothing is known about other inputs", style="yellow")
     out.print("and then:")
-    again = "".join(
-        f" --{name} {shlex.quote(value)}"
-        for name, value in (("data", config.data.path or ""), ("input", config.data.input), ("output", config.data.output))
-    )
+    folder, settings, longer = (shlex.quote(name) for name in (str(run), f"{run}/config.yaml", f"{run}-longer"))
     for command in (
-        f"seqtune predict {shlex.quote(str(run))} TEXT",
-        f"seqtune fit{again} --model {shlex.quote(str(run))} --out {shlex.quote(f'{run}-longer')}",
+        f"seqtune predict {folder} TEXT",
+        f"seqtune fit {settings} --model {folder} --out {longer}",
     ):
         out.print(f"  {command}", markup=False, soft_wrap=True)

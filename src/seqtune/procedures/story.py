@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from seqtune.config import Config, DecodeConfig, load_config
 from seqtune.data.splits import hash_order
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
+from seqtune.errors import SeqtuneError
 from seqtune.models.loading import SMALL, num_parameters
 from seqtune.records import Example, Prediction
 from seqtune.report.scores import scores_of
@@ -24,7 +26,7 @@ from seqtune.tokens.preparation import training_rows
 
 NUM_SAMPLES = 5
 NUM_BASE_ROWS = 100
-MAIN_SCORES = ("structure_accuracy", "edit_similarity")  # the first that a task has stands beside exact match
+MAIN_SCORES = ("structure_accuracy", "macro_f1", "edit_similarity")  # the first that a task has stands beside exact match
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +73,16 @@ def ending(run: Path, *, quiet: bool = False) -> Ending | None:
     config = load_config(run / "config.yaml")
     rows = [Example(p.id, p.input, p.reference, p.fields, context=p.context) for p in predictions]
     order = hash_order(rows, config.train.seed, "story")
-    frequent = Counter(e.output for e in training_rows(run)).most_common(1)
     found = {"copying the input": _share_right([p.input.strip() for p in predictions], predictions)}
-    if frequent:
-        found["always the most frequent answer"] = _share_right([frequent[0][0] or ""] * len(predictions), predictions)
-    if _base_is_quick(config):
-        asked = [rows[i] for i in order[:NUM_BASE_ROWS]]
-        base = Predictor.of_model(config.model.name, Task.load(run / "task.yaml"), DecodeConfig())
-        answers = predict_with_progress(base, asked, "base model", quiet)
-        found[f"the base model ({len(asked)} of them)"] = _share_right([p.prediction for p in answers], answers)
+    with suppress(SeqtuneError):  # the table may have gone since
+        if frequent := Counter(e.output for e in training_rows(run)).most_common(1):
+            found["always the most frequent answer"] = _share_right([frequent[0][0] or ""] * len(predictions), predictions)
+    with suppress(SeqtuneError):  # and so may the base
+        if _base_is_quick(config):
+            asked = [rows[i] for i in order[:NUM_BASE_ROWS]]
+            base = Predictor.of_model(config.model.name, Task.load(run / "task.yaml"), DecodeConfig())
+            answers = predict_with_progress(base, asked, "base model", quiet)
+            found[f"the base model ({len(asked)} of them)"] = _share_right([p.prediction for p in answers], answers)
     return Ending(runs.read_json(run / "metrics.json"), found, [predictions[i] for i in order[:NUM_SAMPLES]])
 
 

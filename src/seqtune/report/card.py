@@ -134,6 +134,8 @@ def _in_transformers(config: Config, takes_messages: bool) -> list[str]:
             "```",
             "",
         ]
+    if config.format.answers:
+        lines += ["Out there it writes freely; `seqtune predict` gives the likeliest of the answers that there are.", ""]
     if config.format.target != "{output}":
         lines += [f"The model writes `{config.format.target}`; `seqtune predict` gives the `{{output}}` of it.", ""]
     return lines
