@@ -321,6 +321,8 @@ def test_tables_and_zips_of_predictions_score_like_the_file(tmp_path, capsys):
     assert archive == {"runs/one": file, "runs/two": file}
     assert run_app(["score", str(tmp_path / "p.zip")]) == 0
     assert "3 predictions of runs/two" in capsys.readouterr().out
+    assert run_app(["score", str(tmp_path / "q.zip")]) == 1
+    assert capsys.readouterr().err == f"error: '{tmp_path}/q.zip' does not exist; did you mean '{tmp_path}/p.zip'?\n"
 
 
 @pytest.mark.parametrize(

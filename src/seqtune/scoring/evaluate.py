@@ -59,12 +59,14 @@ def read_archive(path: str | Path, reference: str = "reference") -> dict[str, li
     Raises:
         DataError: it is no zip, holds none, or a line is broken; names the line.
     """
+    if not Path(path).is_file():
+        raise DataError(f"{str(path)!r} does not exist{near_path(Path(path))}")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if Path(name).name == "predictions.jsonl"]
             texts = {name: archive.read(name).decode() for name in names}
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as a zip: {error}{near_path(Path(path))}") from None
+        raise DataError(f"{str(path)!r} cannot be read as a zip: {error}") from None
     if not texts:
         raise DataError(f"{str(path)!r} holds no predictions.jsonl, which `seqtune study FILE --export FILE.zip` puts there")
     return {
