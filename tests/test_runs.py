@@ -56,7 +56,7 @@ def test_a_project_with_a_settings_file_is_no_run(tmp_path, capsys, flags):
     before = contents(project)
     assert run_app(["fit", str(project / "config.yaml"), "--out", str(project), *flags]) == 1
     expected = "is not empty, and it is no run that seqtune made (there is no file .seqtune-run in it); choose another --out"
-    assert capsys.readouterr().err == f"error: {str(project)!r} {expected}\n"
+    assert capsys.readouterr().err.endswith(f"\nerror: {str(project)!r} {expected}\n")
     assert contents(project) == before
 
 

@@ -81,7 +81,7 @@ def test_resume_notices_another_validation_table(tmp_path, llama_folder, monkeyp
     held_out = write_csv(tmp_path / "held.csv", pairs(130)[100:])
     more = {"data.validation_path": str(held_out), "train.max_steps": 1, "data.split.test": 0.0, "train.batch_size": 16}
     config = config_for(tmp_path, pairs(60), llama_folder, **more)
-    monkeypatch.setattr("seqtune.procedures.fit._finish", lambda *_: None)  # begun, not complete
+    monkeypatch.setattr("seqtune.runs.finish", lambda *_: None)  # begun, not complete
     fit(config, quiet=True)
     write_csv(held_out, pairs(140)[120:])
     with pytest.raises(RunError, match="--resume needs the data that the run began with"):

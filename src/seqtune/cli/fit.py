@@ -71,7 +71,7 @@ def fit(
 
     if overwrite:
         check_outside(run_folder(resolved), [config])
-    fitted = procedure(resolved, resume=resume, overwrite=overwrite)
+    fitted = procedure(resolved, resume=resume, overwrite=overwrite, report=not as_json)
     if not main:
         return
     if as_json:
@@ -105,7 +105,10 @@ def _tell(run: Path) -> None:
         for sample in story.samples:
             out.print(answer_text(sample, plain=out.color_system is None))
         print_unusual(story.metrics, out)
-        out.print(f"report with every wrong answer: {write_report(run)}", markup=False, soft_wrap=True)
+        page = run / "report.html"
+        out.print(
+            f"report with every wrong answer: {page if page.exists() else write_report(run)}", markup=False, soft_wrap=True
+        )
     else:
         out.print("no test rows were held out, so nothing is known about other inputs", style="yellow")
     out.print("and then:")

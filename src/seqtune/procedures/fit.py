@@ -23,6 +23,7 @@ from seqtune.procedures.evaluate import answer_and_score, check_packages
 from seqtune.procedures.handover import hand_over
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
+from seqtune.report.page import write_report
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.training import defaults
 from seqtune.training.loop import Outcome, Trainer, outcome_summary
@@ -49,8 +50,15 @@ def run_folder(config: Config) -> Path:
     return Path(config.out) if config.out else Path("runs") / Path(config.data.path or "run").name.split(".")[0]
 
 
-def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Fitted:
+def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet: bool = False, report: bool = False) -> Fitted:
     """Fine-tune as configured.
+
+    Args:
+        config: all settings.
+        resume: go on with a run that was begun.
+        overwrite: replace a run that is there.
+        quiet: show nothing.
+        report: write the page, too.
 
     Raises:
         SeqtuneError: anything a user can put right; bad input leaves nothing half-written behind.
@@ -77,7 +85,12 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     _say_what_is_odd(prepared, folder, say)
     trainer = _trainer(config, prepared, model, folder)
     outcome = _train(trainer, continuing=continuing, quiet=quiet)
-    metrics = _finish(trainer, adapter, prepared, config, outcome, quiet) if trainer.is_main else None
+    metrics = None
+    if trainer.is_main:
+        metrics = _finish(trainer, adapter, prepared, config, outcome, quiet)
+        if report and metrics:
+            write_report(folder)
+        runs.finish(folder)
     return Fitted(folder, outcome_summary(outcome), metrics)
 
 
@@ -177,7 +190,7 @@ def _train(trainer: Trainer, *, continuing: bool, quiet: bool) -> Outcome:
 def _finish(
     trainer: Trainer, adapter: Adapter | None, prepared: Prepared, config: Config, outcome: Outcome, quiet: bool
 ) -> dict[str, Any] | None:
-    """Save the model; answer the test rows with what was saved, as `predict` would; card and manifest."""
+    """Save the model; answer the test rows with what was saved, as `predict` would; write the card."""
     folder = run_folder(config)
     if adapter is None:
         hand_over(trainer.model, prepared.encoder, prepared.task, config.decode, folder / "model")
@@ -194,5 +207,4 @@ def _finish(
         takes_messages=prepared.encoder.tokenizer.chat_template is not None,
     )  # fmt: skip
     runs.write_text(folder / "README.md", text)
-    runs.finish(folder)
     return metrics
