@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seqtune.cli.app import overrides
 from seqtune.config import Config, load_config
 from seqtune.errors import ConfigError
 from seqtune.yaml_files import parse_override
@@ -43,6 +44,27 @@ def test_overrides_win_and_are_read_as_yaml(tmp_path):
 def test_bad_overrides(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "text"),
+    [
+        ("format.template={input} ->", "format.template", "{input} ->"),  # a YAML mapping, and something behind it
+        ("format.template=Year: {input}", "format.template", "Year: {input}"),  # a YAML mapping
+        ("format.separator= # ", "format.separator", " # "),  # a YAML comment
+        (r'format.separator="\n\n"', "format.separator", "\n\n"),
+        ("data.input='two words'", "data.input", "two words"),
+        ("data.input='a' and 'b'", "data.input", "'a' and 'b'"),
+        ("data.input=2024", "data.input", "2024"),
+        ("data.input=yes", "data.input", "yes"),
+        ("data.quote=", "data.quote", ""),
+        ("data.delimiter=\t", "data.delimiter", "\t"),
+        ("data.id=null", "data.id", None),
+    ],
+)
+def test_a_text_is_taken_as_it_is_written(written, key, text):
+    section, name = key.split(".")
+    assert getattr(getattr(load_config(overrides=overrides([written])), section), name) == text
 
 
 @pytest.mark.parametrize(

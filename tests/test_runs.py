@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from seqtune.cli.app import run_app
 from seqtune.config import Config, DecodeConfig, load_config
 from seqtune.data.tasks import Task
 from seqtune.errors import RunError
-from seqtune.records import Prediction
+from seqtune.records import Hypothesis, Prediction
 
 CHECKOUT = Path(seqtune.__file__).parents[2]
 
@@ -55,7 +56,7 @@ def test_a_project_with_a_settings_file_is_no_run(tmp_path, capsys, flags):
     before = contents(project)
     assert run_app(["fit", str(project / "config.yaml"), "--out", str(project), *flags]) == 1
     expected = "is not empty, and it is no run that seqtune made (there is no file .seqtune-run in it); choose another --out"
-    assert capsys.readouterr().err == f"error: {str(project)!r} {expected}\n"
+    assert capsys.readouterr().err.endswith(f"\nerror: {str(project)!r} {expected}\n")
     assert contents(project) == before
 
 
@@ -93,7 +94,7 @@ def test_overwriting_removes_our_files_and_leaves_all_others(tmp_path):
     (elsewhere / "model.safetensors").write_text("linked, not copied")
     (folder / "model").symlink_to(elsewhere)
     for name in ("manifest.json", "metrics.json", "checkpoints/step-00000001/state.json", "model-ctranslate2-int8/model.bin", ".model-ctranslate2-int8.lock",
-                 "evaluations/0a1b/metrics.json", "report.html", ".metrics.json.999999999"):  # fmt: skip
+                 "evaluations/0a1b/metrics.json", "evaluations/0a1b/.seqtune-evaluation", "report.html", ".metrics.json.999999999"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("ours")
     theirs = ("notes.md", "figures/one.svg", "metrics.json.bak", ".git/HEAD", "models/other", "evaluations/thesis.xlsx",
@@ -338,3 +339,30 @@ def test_the_git_revision_is_the_packages_own(repository, tmp_path, monkeypatch)
     monkeypatch.chdir(repository)
     ours = git(CHECKOUT, "rev-parse", "HEAD") if (CHECKOUT / ".git").exists() else None
     assert runs.environment(0)["git_revision"] == ours
+
+
+def test_a_table_of_answers_keeps_the_rows_columns_and_all_hypotheses(tmp_path):
+    best, second = Hypothesis("x, y", -1.0, 3, True), Hypothesis("z", -2.0, 3, True)
+    rows = [
+        Prediction(
+            "7", "a", None, "x, y", -1.0, (best, second), "ok", {"kind": "new"}, {"name": "a", "status": "open", "": "odd"}
+        ),
+        Prediction("9", "b", None, "", 0.0, (), "empty", {}, {"name": "b", "status": "shut", "": ""}),
+    ]
+    runs.write_prediction_table(tmp_path / "t.csv", rows)
+    with (tmp_path / "t.csv").open(newline="") as handle:
+        found = list(csv.reader(handle))
+    assert found == [
+        ["name", "status", "", "prediction", "seqtune_status", "log_probability", "prediction_2", "log_probability_2", "kind"],
+        ["a", "open", "odd", "x, y", "ok", "-1.0000", "z", "-2.0000", "new"],
+        ["b", "shut", "", "", "empty", "0.0000", "", "", ""],
+    ]
+
+
+@pytest.mark.parametrize(("ids", "columns"), [(("1", "2"), ["input"]), (("one", "two"), ["id", "input"])])
+def test_rows_without_columns_get_no_invented_ids(tmp_path, ids, columns):
+    rows = [Prediction(i, text, None, "x", -1.0, (), "ok") for i, text in zip(ids, "ab", strict=True)]
+    runs.write_prediction_table(tmp_path / "t.tsv", rows)
+    header, first, _ = [line.split("\t") for line in (tmp_path / "t.tsv").read_text().splitlines()]
+    assert header == [*columns, "prediction", "status", "log_probability"]
+    assert first[: len(columns)] == [ids[0], "a"][-len(columns) :]

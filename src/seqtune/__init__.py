@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seqtune.learner import SequenceLearner
+    from seqtune.learner import SequenceLearner, compare, evaluate, fit, predict
 
 __version__ = "0.1.0"
-__all__ = ["SequenceLearner", "__version__"]
+__all__ = ["SequenceLearner", "__version__", "compare", "evaluate", "fit", "predict"]
 
 
 def __getattr__(name: str) -> Any:
     # torch loads with the learner, not with the package
-    if name == "SequenceLearner":
-        from seqtune.learner import SequenceLearner
-
-        return SequenceLearner
+    if name in __all__:
+        return getattr(importlib.import_module("seqtune.learner"), name)
     raise AttributeError(f"module 'seqtune' has no attribute {name!r}")

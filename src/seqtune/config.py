@@ -381,14 +381,14 @@ def validate(model: type[BaseModel], content: Any, prefix: str = "") -> Any:
 
 def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
     path = [str(part) for part in item["loc"]]
-    dotted = prefix + ".".join(path)
+    dotted = (prefix + ".".join(path)).removesuffix(".")
     if item["type"] == "extra_forbidden":
         section = _section_at(model, path[:-1])
         allowed = sorted(section.model_fields) if section else []
         return f"{dotted}: unknown key{did_you_mean(path[-1], allowed)} (allowed: {', '.join(allowed)})"
     message = item["msg"].removeprefix("Value error, ")
-    if not path:
-        return message
+    if not path or isinstance(item["input"], dict):  # several settings that contradict each other
+        return f"{dotted}: {message}" if dotted else message
     return f"{dotted} = {item['input']!r}: {message}"
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SeqtuneError(Exception):
@@ -92,3 +93,14 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(allowed), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def near_path(path: Path) -> str:
+    """A hint that names what lies beside a missing file or folder under a similar name; "" if nothing does.
+
+    Example:
+        `near_path(Path("runs/nmaes"))` is "; did you mean 'runs/names'?" where there is a folder runs/names.
+    """
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {str(path.parent / near[0])!r}?" if near else ""

@@ -27,7 +27,7 @@ INSIDE = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
     "adapter.json", "adapter_config.json", "state.json", "model.bin", "vocabulary.json", "metrics.json", "predictions.jsonl",
     "rejected.jsonl", "task.yaml", "decode.json", "study.json", "report.html", "log.jsonl", "events.out.tfevents.*",
-    "hparams.yml", "manifest.json", "step-*",
+    "hparams.yml", "manifest.json", "step-*", ".seqtune-evaluation",
 )  # fmt: skip
 MARK = "seqtune made this folder ({kind}). It replaces and removes its own files in it and leaves others alone.\n"
 HELD = "It is being written by "

@@ -1,9 +1,9 @@
-"""`SequenceLearner`: the scikit-learn face."""
+"""The Python face: `SequenceLearner`, as scikit-learn has them, and a function for each of the main verbs."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ from sklearn.utils.validation import check_is_fitted
 from seqtune.config import load_config
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import DataError
-from seqtune.procedures.fit import fit
-from seqtune.records import Example
+from seqtune.procedures import evaluate as evaluation
+from seqtune.procedures import fit as fitting
+from seqtune.procedures.fit import Fitted
+from seqtune.records import Example, Prediction
+from seqtune.scoring import evaluate as scoring
+from seqtune.training.log import read_log
 
 
 class SequenceLearner(BaseEstimator):
     """Learns to turn one text into another.
+
+    Inputs are texts, or a frame (pandas or polars) whose columns the template names; a frame of one column is its texts.
 
     Args:
         model: hub id, folder or builtin:NAME.
@@ -31,9 +37,12 @@ class SequenceLearner(BaseEstimator):
         seed: seed of everything.
         settings: any further configuration, dotted key -> value.
         out: run folder to keep; `None` for a temporary one that is removed.
+        max_minutes: stop after this much training.
+        verbose: show what `seqtune fit` shows.
 
     Attributes:
         predictor_: the fitted model with its task.
+        history_: what was logged in training, a dictionary a line: step, loss, seconds, ...
 
     Example:
         learner = SequenceLearner(epochs=5).fit(["CCO", "CCC"], ["ethanol", "propane"])
@@ -51,6 +60,8 @@ class SequenceLearner(BaseEstimator):
         seed: int = 0,
         settings: dict[str, Any] | None = None,
         out: str | None = None,
+        max_minutes: float | None = None,
+        verbose: bool = False,
     ):
         self.model = model
         self.template = template
@@ -60,19 +71,34 @@ class SequenceLearner(BaseEstimator):
         self.seed = seed
         self.settings = settings
         self.out = out
+        self.max_minutes = max_minutes
+        self.verbose = verbose
 
-    def fit(self, inputs: Sequence[str], outputs: Sequence[str]) -> SequenceLearner:
+    @classmethod
+    def load(cls, run: str) -> SequenceLearner:
+        """A fitted learner from a run folder, whoever trained it: `seqtune fit` or a learner with `out`.
+
+        Raises:
+            SeqtuneError: there is no such run, or it is not finished.
+        """
+        learner = cls(out=run)
+        learner.predictor_ = Predictor.of_run(run)
+        learner.history_ = read_log(Path(run))
+        return learner
+
+    def fit(self, inputs: Any, outputs: Sequence[str]) -> SequenceLearner:
         """Fine-tune on pairs; all rows are trained on, nothing is held out.
 
         Raises:
             DataError: the sequences differ in length or hold something else than text.
         """
-        rows = {"input": _texts(inputs, "inputs"), "output": _texts(outputs, "outputs")}
-        if len(rows["input"]) != len(rows["output"]):
-            raise DataError(f"{len(rows['input'])} inputs but {len(rows['output'])} outputs; they must pair up")
+        rows = _rows(inputs, "inputs")
+        answers = _texts(outputs, "outputs")
+        if len(rows) != len(answers):
+            raise DataError(f"{len(rows)} inputs but {len(answers)} outputs; they must pair up")
         with tempfile.TemporaryDirectory() as scratch:
             table = Path(scratch) / "pairs.parquet"
-            polars.DataFrame(rows).write_parquet(table)
+            polars.DataFrame([row | {"output": answer} for row, answer in zip(rows, answers, strict=True)]).write_parquet(table)
             overrides: dict[str, Any] = {
                 "data.path": str(table),
                 "data.split": {"validation": 0.0, "test": 0.0},
@@ -80,29 +106,129 @@ class SequenceLearner(BaseEstimator):
                 "model.name": self.model,
                 "train.epochs": self.epochs,
                 "train.learning_rate": self.learning_rate,
+                "train.max_minutes": self.max_minutes,
                 "train.seed": self.seed,
                 "decode.num_beams": self.num_beams,
                 "out": self.out or str(Path(scratch) / "run"),
             }
             config = load_config(overrides=overrides | (self.settings or {}))
-            fitted = fit(config, overwrite=self.out is not None, quiet=True)
+            fitted = fitting.fit(config, overwrite=self.out is not None, quiet=not self.verbose)
             self.predictor_ = Predictor.of_run(str(fitted.folder), trusted=config.model.trusted_with(fitted.folder))
+            self.history_ = read_log(fitted.folder)
         return self
 
-    def predict(self, inputs: Sequence[str]) -> np.ndarray:
+    def predict(self, inputs: Any) -> np.ndarray:
         """The best hypothesis for every input, an object array [N]."""
-        check_is_fitted(self, "predictor_")
-        examples = [Example(str(i), text, None) for i, text in enumerate(_texts(inputs, "inputs"))]
-        return np.array([p.prediction for p in self.predictor_.predict(examples)], dtype=object)
+        return np.array([p.prediction for p in self.predictions(inputs)], dtype=object)
 
-    def score(self, inputs: Sequence[str], outputs: Sequence[str]) -> float:
+    def predictions(self, inputs: Any) -> list[Prediction]:
+        """All that is known of every answer: its status, its log-probability, and, with beams, the other hypotheses.
+
+        How many hypotheses is a setting: `SequenceLearner(num_beams=5, settings={"decode.num_return": 5})`.
+        """
+        check_is_fitted(self, "predictor_")
+        return self.predictor_.predict(_examples(inputs))
+
+    def score(self, inputs: Any, outputs: Sequence[str]) -> float:
         """Exact match, in [0, 1]; outer blanks of the outputs do not count, as no answer has any."""
         found = self.predict(inputs)
         return float(np.mean([p == o.strip() for p, o in zip(found, _texts(outputs, "outputs"), strict=True)]))
 
 
-def _texts(values: Sequence[str], what: str) -> list[str]:
-    texts = list(values)
+def fit(data: str, *, settings: Mapping[str, Any] | None = None, quiet: bool = False) -> Fitted:
+    """What `seqtune fit` does: fine-tune on a table, measure on held-out rows, leave a run folder.
+
+    Args:
+        data: the table.
+        settings: dotted key -> value, such as `{"data.input": "smiles", "train.epochs": 5, "out": "runs/names"}`.
+        quiet: show nothing.
+
+    Raises:
+        SeqtuneError: anything that the user can put right.
+
+    Example:
+        fitted = seqtune.fit("pairs.csv", settings={"out": "runs/names"})
+        fitted.metrics["exact_match"]["value"]
+    """
+    return fitting.fit(load_config(overrides={"data.path": data, **(settings or {})}), quiet=quiet)
+
+
+def predict(run: str, inputs: Any, **decode: Any) -> list[Prediction]:
+    """Answers of a run, in the order given.
+
+    Args:
+        run: run folder, model folder or hub id.
+        inputs: texts, or a frame whose columns the template names.
+        decode: settings that differ from the run's own, such as `num_beams=5`.
+
+    Raises:
+        SeqtuneError: the run cannot be loaded, or a setting is wrong.
+
+    Example:
+        seqtune.predict("runs/names", ["CCO"], num_beams=5)[0].prediction
+    """
+    return Predictor.of_run(run, decode).predict(_examples(inputs))
+
+
+def evaluate(run: str, data: str, out: str | None = None, *, quiet: bool = False, **decode: Any) -> dict[str, Any]:
+    """Scores of a run on a table with its columns; the content of `metrics.json`.
+
+    Args:
+        run: run folder, model folder or hub id.
+        data: the table, or a run: its test rows again.
+        out: folder for the predictions and scores; `None` for none.
+        quiet: show no progress.
+        decode: settings that differ from the run's own, such as `num_beams=5`.
+
+    Raises:
+        SeqtuneError: the run or the table cannot be read.
+
+    Example:
+        seqtune.evaluate("runs/names", "test.csv")["exact_match"]["value"]
+    """
+    return evaluation.evaluate(run, evaluation.Questions(data, decode=decode), Path(out) if out else None, quiet=quiet)
+
+
+def compare(a: str, b: str) -> dict[str, Any]:
+    """Whether two systems differ by more than chance: each metric with a paired randomisation test.
+
+    Args:
+        a: a run, an evaluation's folder, or predictions.jsonl.
+        b: the other one, on the same items.
+
+    Raises:
+        DataError: they do not hold the same items.
+
+    Example:
+        seqtune.compare("runs/small", "runs/large")["exact_match"]["p_value"]
+    """
+    return scoring.compare(scoring.read_predictions(a), scoring.read_predictions(b))
+
+
+def _examples(inputs: Any) -> list[Example]:
+    rows = _rows(inputs, "inputs")
+    return [Example(str(i), row["input"], None, row) for i, row in enumerate(rows, start=1)]
+
+
+def _rows(values: Any, what: str) -> list[dict[str, str]]:
+    """Each row's columns; what is no frame has the column `input` alone."""
+    if not hasattr(values, "columns"):
+        return [{"input": text} for text in _texts(values, what)]
+    names = [str(name) for name in values.columns]
+    if len(names) == 1:
+        return [{"input": text} for text in _texts(values[values.columns[0]], what)]
+    if "input" not in names:
+        raise DataError(
+            f"{what} is a frame without a column 'input'; rename the one that is asked about; columns: {', '.join(names)}"
+        )
+    columns = [_texts(values[name], f"{what}[{name!r}]") for name in values.columns]
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _texts(values: Any, what: str) -> list[str]:
+    if isinstance(values, str):
+        raise DataError(f"{what} is a single text, {values[:40]!r}; give a list of texts: [{values[:40]!r}]")
+    texts = [v[0] if isinstance(v, np.ndarray) and v.shape == (1,) else v for v in values]
     bad = next((i for i, v in enumerate(texts) if not isinstance(v, str)), None)
     if bad is not None:
         raise DataError(f"{what}[{bad}] is a {type(texts[bad]).__name__}; every entry must be a text")

@@ -52,9 +52,10 @@ def show(title: str, total: float | None, *, enabled: bool = True) -> Iterator[T
     if not enabled:
         yield silent
     elif sys.stderr.isatty():
-        count = TaskProgressColumn() if total == 1 else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), count)
-        with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[remark]}"), console=console()) as bar:
+        # the remark of a share says what time is left; with the time that has passed it would not fit into 80 columns
+        counts = (TaskProgressColumn(),) if total == 1 else (MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), *counts, TextColumn("{task.fields[remark]}"))
+        with Progress(*columns, console=console()) as bar:
             task = bar.add_task(title, total=total, remark="")
 
             def tick(done: float, remark: str = "") -> None:

@@ -26,21 +26,12 @@ from seqtune.folders import Kind
 from seqtune.records import Prediction, Rejected
 
 PACKAGES = (
-    "seqtune",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "safetensors",
-    "peft",
-    "numpy",
-    "sacrebleu",
-    "rapidfuzz",
-)
+    "seqtune", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "peft", "numpy", "sacrebleu", "rapidfuzz",
+)  # fmt: skip
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 PREDICTIONS = "predictions.jsonl"
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # to a spreadsheet: https://owasp.org/www-community/attacks/CSV_Injection
 RUN = Kind(
     name="run",
     marker=".seqtune-run",
@@ -121,28 +112,41 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 
 def write_prediction_table(path: Path, predictions: Iterable[Prediction], *, escape: bool = True) -> None:
-    """Write predictions as .csv or .tsv for spreadsheets: a row each, the details as columns.
+    """Write predictions as .csv or .tsv for spreadsheets: the row's own columns, and beside them the answer.
+
+    Further hypotheses follow as `prediction_2`, `log_probability_2` and so on, then the details. Where the row has a column of
+    such a name, ours begins with `seqtune_`. A row that came without columns has its input, and its name if it has one.
 
     Args:
         path: the file.
         predictions: any number.
-        escape: put an apostrophe before a text that a spreadsheet would compute:
-            https://owasp.org/www-community/attacks/CSV_Injection
+        escape: put an apostrophe before a text that a spreadsheet would compute.
     """
     records = list(predictions)
-    details = list(dict.fromkeys(key for p in records for key in p.details))
+    names = any(p.id != str(number) for number, p in enumerate(records, start=1))
+    rows = [dict(p.fields) or ({"id": p.id} if names else {}) | {"input": p.input} for p in records]
+    theirs = list(dict.fromkeys(column for row in rows for column in row))
+    answers = [_answer_columns(p) for p in records]
+    ours = list(dict.fromkeys(column for answer in answers for column in answer))
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
-    writer.writerow(["id", "input", "prediction", "status", "log_probability", *details])
-    for p in records:
-        cells = [p.id, p.input, p.prediction, p.status, f"{p.score:.4f}", *(p.details.get(k, "") for k in details)]
-        writer.writerow([_inert(cell) for cell in cells] if escape else cells)
+    lines = [[*theirs, *(f"seqtune_{column}" if column in theirs else column for column in ours)]]
+    for row, answer in zip(rows, answers, strict=True):
+        lines.append([*(row.get(column, "") for column in theirs), *(answer.get(column, "") for column in ours)])
+    writer.writerows([_inert(cell) for cell in line] if escape else line for line in lines)
     write_text(path, out.getvalue())
 
 
 def _inert(cell: str) -> str:
     """A cell that a spreadsheet takes for text or a number, not for a formula."""
     return f"'{cell}" if cell.startswith(FORMULAS) and not re.fullmatch(r"[-+][\d.]+", cell) else cell
+
+
+def _answer_columns(p: Prediction) -> dict[str, str]:
+    columns = {"prediction": p.prediction, "status": p.status, "log_probability": f"{p.score:.4f}"}
+    for number, other in enumerate((h for h in p.hypotheses if h.text != p.prediction), start=2):
+        columns |= {f"prediction_{number}": other.text, f"log_probability_{number}": f"{other.score:.4f}"}
+    return columns | dict(p.details)
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
@@ -308,14 +312,11 @@ def verify(folder: Path) -> dict[str, str]:
         raise RunError(f"{str(folder)!r} is no finished run: there is no {MANIFEST} in it to compare with")
     wrong = differences(folder)
     listed = read_json(folder / MANIFEST, files=dict)["files"]
-    wrong |= {name: "nobody wrote it down" for name in _names(folder, (folder / "model").rglob("*")) if name not in listed}
+    beside = sorted(str(path.relative_to(folder)) for path in (folder / "model").rglob("*") if path.is_file())
+    wrong |= {name: "nobody wrote it down" for name in beside if name not in listed}
     for checkpoint in checkpoints(folder / "checkpoints"):
         wrong |= {str((checkpoint / name).relative_to(folder)): why for name, why in differences(checkpoint).items()}
     return wrong
-
-
-def _names(folder: Path, files: Iterable[Path]) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in files if path.is_file())
 
 
 def _files(folder: Path) -> list[Path]:

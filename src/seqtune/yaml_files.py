@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 
 from seqtune.errors import ConfigError
 
@@ -49,8 +52,32 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """Split `a.b=value`; the value is read as YAML.
+def text_keys(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """The dotted keys whose value is a text, which nobody should have to write as YAML.
+
+    Example:
+        `text_keys(Config)` holds "format.template", and not "train.epochs".
+    """
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        alternatives = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else [field.annotation]
+        kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in alternatives}
+        if kinds <= {str, NoneType}:
+            found.add(prefix + name)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found |= text_keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def parse_override(text: str, texts: Collection[str] = ()) -> tuple[list[str], Any]:
+    r"""Split `a.b=value`; the value is read as YAML, or, where the key takes a text, as it stands.
+
+    In YAML's quotes a text may hold escapes, such as a line break (`"\n"`); `null` is no text.
+
+    Args:
+        text: what stands behind `--set`.
+        texts: dotted keys that take a text.
 
     Raises:
         ConfigError: there is no `=` or the value is not YAML.
@@ -58,11 +85,19 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     Example:
         >>> parse_override("train.epochs=5")
         (['train', 'epochs'], 5)
+        >>> parse_override("format.template={input} ->", ["format.template"])
+        (['format', 'template'], '{input} ->')
     """
     key, sign, value = text.partition("=")
-    if not sign or not key.strip():
+    key = key.strip()
+    if not sign or not key:
         raise ConfigError(f"--set {text!r}: write key=value, for instance --set train.epochs=5")
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key in texts and not quoted and value != "null":
+        return key.split("."), value
     try:
-        return key.strip().split("."), read_yaml(value)
+        return key.split("."), read_yaml(value)
     except UNREADABLE as error:
+        if key in texts:  # quotes that are text themselves
+            return key.split("."), value
         raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None

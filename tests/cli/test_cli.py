@@ -38,7 +38,7 @@ VERBS = [
 ]
 ARTEFACTS = {
     ".seqtune-run", "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
-    "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "task.yaml", "vocabulary.json",
+    "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "report.html", "task.yaml", "vocabulary.json",
 }  # fmt: skip
 
 
@@ -86,13 +86,14 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
 def test_exported_names_are_frozen():
     code = "import sys, seqtune; assert 'torch' not in sys.modules; print(seqtune.__all__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['SequenceLearner', '__version__']"
+    assert done.stdout.strip() == "['SequenceLearner', '__version__', 'compare', 'evaluate', 'fit', 'predict']"
 
 
 def test_the_run_folder_is_complete(fitted):
     assert {p.name for p in fitted.iterdir()} == ARTEFACTS
     assert {p.name for p in (fitted / "model").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
     first = json.loads((fitted / "predictions.jsonl").read_text().splitlines()[0])
     assert list(first) == ["id", "input", "reference", "prediction", "score", "hypotheses", "status"]
@@ -177,7 +178,8 @@ def test_a_table_into_a_closed_pipe_is_no_error(fitted):
 def test_evaluate_equals_score_on_its_file(fitted, tmp_path):
     table = write_csv(tmp_path / "test.csv", pairs(30))
     metrics = json.loads(run("evaluate", str(fitted), str(table), "--out", str(tmp_path / "e"), "--json").stdout)
-    assert {p.name for p in (tmp_path / "e").iterdir()} == {"metrics.json", "predictions.jsonl", "rejected.jsonl", "task.yaml"}
+    files = {".seqtune-evaluation", "metrics.json", "predictions.jsonl", "rejected.jsonl", "task.yaml"}
+    assert {p.name for p in (tmp_path / "e").iterdir()} == files
     scored = json.loads(run("score", str(tmp_path / "e" / "predictions.jsonl"), "--json").stdout)
     assert scored == metrics == json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert evaluate(read_predictions(tmp_path / "e" / "predictions.jsonl")) == scored
@@ -217,12 +219,17 @@ def test_check_shows_loss_and_findings(llama_folder, tmp_path):
         (["fit", "--data", "x.csv", "--set", "train.trackers=[nonsense]"], "unknown or not installed"),
         (["fit", "--data", "TABLE", "--model", "builtin:bse"], "did you mean 'base'"),
         (["fit", "--data", "TABLE", "--model", "./absent"], "does not exist"),
-        (["fit", "--data", "TABLE", "--input", "nmae"], "no column 'nmae'"),
+        (["fit", "--data", "TABLE", "--input", "nmae"], "no column 'nmae', asked for by data.input [--input]; columns: "),
+        (["predict", "builtin:base", "a", "--num-beams", "21"], "\n  decode.num_beams [--num-beams] = 21: Input should be"),
+        (["predict", "builtin:base", "a", "--num-return", "3"], "\n  decode: num_return 3 is more than num_beams 1"),
+        (["fit", "--data", "TABLE", "--set", "decode.num_beams=21"], "\n  decode.num_beams = 21: Input should be"),
         (["fit", "--data", "TABLE", "--set", "format.template=x{y}{input}"], "uses {y}, which is no column"),
         (["fit", "--data", "TABLE", "--set", "model.max_length=5"], "rows cannot be used"),
         (["fit", "--data", "TABLE", "--set", "model.max_length=5000000"], "exceeds the model's"),
-        (["predict", "absent-run/x/y", "a"], "cannot be loaded"),
+        (["predict", "absent-run/x/y", "a"], "there is no folder 'absent-run/x/y'\n"),
         (["score", "absent.jsonl"], "does not exist"),
+        (["report", "absent"], "there is no folder 'absent'"),
+        (["export", "absent", "--out", "x"], "there is no folder 'absent'"),
         (["data", "pubchm", "--out", "a.csv"], "there is no source 'pubchm'; did you mean 'pubchem'?"),
         (["data", "chemicals", "--out", "a.txt"], "must end in .csv, .tsv, .parquet"),
         (["pretrain", "absent.txt", "--out", "base"], "cannot be read as UTF-8 text"),
@@ -235,7 +242,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path, table, argumen
     before = sorted(tmp_path.rglob("*"))
     assert run_app(arguments) == 1
     out, errors = capsys.readouterr()
-    assert errors.startswith("error: ")
+    assert "\nerror: " in f"\n{errors}"
     assert message in errors
     assert out == ""
     assert sorted(tmp_path.rglob("*")) == before

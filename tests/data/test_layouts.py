@@ -136,7 +136,7 @@ def test_a_template_that_names_instruction_puts_alpacas_columns_together_itself(
 
 def test_a_named_layout_needs_its_columns(tmp_path):
     path = write_csv(tmp_path / "a.csv", [("a", "b")])
-    with pytest.raises(DataError, match=r"has no column 'messages' \(setting data.layout = messages\)"):
+    with pytest.raises(DataError, match=r"has no column 'messages', asked for by data.layout = messages"):
         read_examples(str(path), DataConfig(layout="messages"))
     with pytest.raises(DataError, match="has no column 'instruction'"):
         read_examples(str(path), DataConfig(layout="alpaca"))

@@ -155,7 +155,7 @@ def test_what_cannot_be_read_says_why(original, tmp_path, monkeypatch):
     other = write_gguf(tmp_path / "other.gguf", original, architecture="rwkv6")
     with pytest.raises(ModelError, match=r"transformers cannot read this GGUF file \(.*rwkv6.*not supported"):
         load_model(ModelConfig(name=str(other)), 0)
-    with pytest.raises(ModelError, match=r"'.*othr.gguf' does not exist; did you mean 'other.gguf'"):
+    with pytest.raises(ModelError, match=r"'.*othr.gguf' does not exist; did you mean '.*/other.gguf'"):
         load_model(ModelConfig(name=str(tmp_path / "othr.gguf")), 0)
     with pytest.raises(ModelError, match="write hf://OWNER/NAME/FILE.gguf"):
         load_model(ModelConfig(name="hf://owner/x.gguf"), 0)

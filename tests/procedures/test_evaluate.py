@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import pickle
@@ -94,6 +95,18 @@ def test_predictions_keep_the_columns_that_the_template_needs(run, tmp_path):
     assert facts["num_different"] == 0
 
 
+def test_answers_stand_beside_the_tables_own_columns(run, tmp_path, capsys):
+    rows = [("101", "odd", "x, y"), ("", "even", ""), ("102", "even", "z")]
+    table = write_csv(tmp_path / "ask.csv", rows, ("number", "kind", "note"))
+    assert run_app(["predict", str(run), "--file", str(table), "--out", str(tmp_path / "out.csv"), "--num-return", "2"]) == 0
+    assert f"2 answers: {tmp_path / 'out.csv'}\n" in capsys.readouterr().err
+    with (tmp_path / "out.csv").open(newline="") as handle:
+        found = list(csv.DictReader(handle))
+    assert [(r["number"], r["kind"], r["note"]) for r in found] == [rows[0], rows[2]]
+    assert {"prediction", "prediction_2", "log_probability_2", "status"} <= found[0].keys()
+    assert "id" not in found[0]
+
+
 def test_a_text_alone_is_refused_where_the_template_needs_a_column(run, capsys, tmp_path):
     assert run_app(["predict", str(run), "101"]) == 1
     error = capsys.readouterr().err
@@ -120,6 +133,18 @@ def test_nothing_that_is_read_or_scored_is_replaced(run, tmp_path, capsys):
     assert run_app(["evaluate", str(run), str(run), "--out", str(run)]) == 1
     assert "is a run's folder, and its own scores lie in it; choose another --out" in capsys.readouterr().err
     assert (run / "metrics.json").read_bytes() == before
+    foreign = tmp_path / "metrics.json"
+    foreign.write_text("of another tool")
+    assert run_app(["evaluate", str(run), str(run), "--out", str(tmp_path)]) == 1
+    assert "holds metrics.json, and no .seqtune-evaluation that would say that seqtune wrote it" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+    assert foreign.read_text() == "of another tool"
+    foreign.unlink()
+    for _ in range(2):  # its own it replaces, also beside files of others
+        (tmp_path / "notes.txt").write_text("mine")
+        assert run_app(["evaluate", str(run), str(run), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    capsys.readouterr()
     table = write_csv(tmp_path / "ask.csv", [("101", "odd")], ("number", "kind"))
     assert run_app(["predict", str(run), "--file", str(table), "--out", str(table)]) == 1
     assert "is the table that is read; name another file" in capsys.readouterr().err

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from conftest import build_model, build_tokenizer, pairs, write_csv
+from conftest import FAMILIES, build_model, build_tokenizer, pairs, write_csv
 from seqtune.config import load_config
+from seqtune.data.tasks import Task
+from seqtune.decoding.predictor import Predictor
 from seqtune.errors import RunError
 from seqtune.procedures.export import export
 from seqtune.procedures.fit import fit
+from seqtune.records import Example
 from seqtune.runs import read_kept_tokens
 
 
@@ -87,3 +91,60 @@ def test_export_speaks_json(finished, tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout)["num_verified"] == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "separator", "beams"),
+    [("llama", "plain", "\n", 1), *((family, 'Name "{input}" {{as}} é😀 {input}:', " -> {x}\n\n", 2) for family in FAMILIES)],
+)
+def test_a_pipeline_answers_one_user_message_like_predict(tmp_path, capsys, family, template, separator, beams):
+    """The format goes with the tokenizer as its chat template, the search with the model: nobody needs to know the prompt."""
+    tokenizer = build_tokenizer(family)
+    tokenizer.chat_template = "{{ messages[0]['content'] }} of the base"
+    build_model(family, len(tokenizer)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = load_config(
+        overrides={
+            "data.path": str(write_csv(tmp_path / "pairs.csv", pairs(60))), "model.name": str(tmp_path / "base"),
+            "format.template": template, "format.separator": separator, "decode.num_beams": beams, "train.max_steps": 8,
+            "data.split": {"validation": 0, "test": 0}, "decode.max_new_tokens": 12, "out": str(tmp_path / "run"),
+        }
+    )  # fmt: skip
+    fit(config, quiet=True)
+    export(tmp_path / "run", tmp_path / "whole", full_vocabulary=True)
+    texts = ["101", "one two", "7", "a  b"]
+    task = Task.load(tmp_path / "run" / "task.yaml")
+    for folder in (tmp_path / "run" / "model", tmp_path / "whole"):
+        predictor = Predictor.of_model(str(folder), task, config.decode)
+        expected = [p.prediction for p in predictor.predict([Example("1", text, None) for text in texts])]
+        ask = pipeline("text-generation", model=str(folder), device="cpu", dtype=torch.float32)
+        found = [ask([{"role": "user", "content": text}])[0]["generated_text"][-1]["content"].strip() for text in texts]
+        assert found == expected
+    expected = Predictor.of_run(str(tmp_path / "run")).predict([Example("1", "an input", None)])[0].prediction
+    assert said_by_the_card(tmp_path / "run", capsys) == [expected] * 2
+
+
+def said_by_the_card(run, capsys):
+    """What the Python code of a run's card prints."""
+    blocks = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    capsys.readouterr()
+    for block in blocks:
+        exec(block.replace("RUN", str(run)).replace('"..."', '"kind"'), {})
+    return [line.strip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_format_that_needs_other_columns_has_no_chat_template(tmp_path, llama_folder, capsys):
+    rows = [(a, "kind", b) for a, b in pairs(40)]
+    config = load_config(
+        overrides={
+            "data.path": str(write_csv(tmp_path / "t.csv", rows, ("input", "kind", "output"))), "model.name": str(llama_folder),
+            "format.template": "{kind} {input}", "train.max_steps": 1, "data.split": {"validation": 0, "test": 0},
+            "out": str(tmp_path / "run"),
+        }
+    )  # fmt: skip
+    fit(config, quiet=True)
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model").chat_template is None
+    asked = Example("1", "an input", None, {"kind": "kind"})
+    assert said_by_the_card(tmp_path / "run", capsys) == [
+        Predictor.of_run(str(tmp_path / "run")).predict([asked])[0].prediction
+    ]

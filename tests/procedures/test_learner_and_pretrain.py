@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import numpy as np
+import polars
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
-from conftest import pairs
+import seqtune
+from conftest import pairs, write_csv
 from seqtune import SequenceLearner
 from seqtune.config import ModelConfig, TrainConfig
 from seqtune.errors import DataError, MissingDependencyError, RunError
@@ -63,6 +67,61 @@ def test_learner_names_bad_input(llama_folder):
         learner(llama_folder).fit(INPUTS, OUTPUTS[:-1])
     with pytest.raises(DataError, match=r"inputs\[1\] is a int; every entry must be a text"):
         learner(llama_folder).fit(["a", 3], ["b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("CCO", r"inputs is a single text, 'CCO'; give a list of texts: \['CCO'\]"),
+        (polars.DataFrame({"a": ["x"], "b": ["y"]}), "inputs is a frame without a column 'input'; .* columns: a, b"),
+        (polars.DataFrame({"input": [1]}), r"inputs\[0\] is a int; every entry must be a text"),
+    ],
+)
+def test_learner_says_what_inputs_are_meant(llama_folder, inputs, message):
+    with pytest.raises(DataError, match=message):
+        learner(llama_folder).fit(inputs, ["ethanol"])
+
+
+def test_learner_takes_a_column_or_the_columns_of_a_template(llama_folder):
+    frame = polars.DataFrame({"smiles": INPUTS})
+    plain = learner(llama_folder, epochs=1).fit(frame, polars.Series(OUTPUTS))
+    expected = plain.predict(INPUTS[:3]).tolist()
+    assert plain.predict(frame[:3]).tolist() == plain.predict(np.array(INPUTS[:3])[:, None]).tolist() == expected
+    several = polars.DataFrame({"input": INPUTS, "kind": ["a", "b"] * 20})
+    model = learner(llama_folder, epochs=1, template="{kind}: {input}").fit(several, OUTPUTS)
+    assert [p.fields for p in model.predictions(several[:2])] == [{"kind": "a"}, {"kind": "b"}]
+
+
+def test_a_fitted_learner_can_be_kept_in_every_way(llama_folder, tmp_path):
+    model = learner(llama_folder, epochs=1, num_beams=2, max_minutes=5, out=str(tmp_path / "run")).fit(INPUTS, OUTPUTS)
+    assert model.history_[0]["step"] == 1
+    expected = model.predictions(INPUTS[:3])
+    joblib.dump(model, tmp_path / "model.joblib")
+    copies = [
+        pickle.loads(pickle.dumps(model)),
+        joblib.load(tmp_path / "model.joblib"),
+        SequenceLearner.load(str(tmp_path / "run")),
+    ]
+    for copy in copies:
+        assert copy.predictions(INPUTS[:3]) == expected
+        assert copy.history_ == model.history_
+    with pytest.raises(NotFittedError):
+        clone(model).predict(INPUTS[:1])
+
+
+def test_verbs_are_functions_too(llama_folder, tmp_path):
+    table = write_csv(tmp_path / "t.csv", pairs(60))
+    settings = {
+        "model.name": str(llama_folder), "train.max_steps": 2, "out": str(tmp_path / "run"), "data.split.test": 0.3,
+        "decode.max_new_tokens": 6,
+    }  # fmt: skip
+    fitted = seqtune.fit(str(table), settings=settings, quiet=True)
+    assert fitted.metrics is not None
+    found = seqtune.predict(str(fitted.folder), ["12", "13"], num_beams=2, num_return=2)
+    assert [len(p.hypotheses) for p in found] == [2, 2]
+    assert seqtune.evaluate(str(fitted.folder), str(fitted.folder), quiet=True) == fitted.metrics
+    assert seqtune.compare(str(fitted.folder), str(fitted.folder))["exact_match"]["p_value"] == 1.0
+    assert (Path(seqtune.__file__).parent / "py.typed").exists()
 
 
 @pytest.fixture

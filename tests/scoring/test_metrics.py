@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
+import zipfile
 from typing import ClassVar
 
 import numpy as np
@@ -298,6 +300,58 @@ def test_bad_prediction_files(tmp_path, content, message):
     for missing in (tmp_path / "absent.jsonl", tmp_path):
         with pytest.raises(DataError, match="does not exist"):
             read_predictions(missing)
+
+
+def test_tables_and_zips_of_predictions_score_like_the_file(tmp_path, capsys):
+    pairs = [("a b", "a b"), ("c", "d"), ("x, y", "x, y")]
+    lines = "".join(json.dumps({"prediction": p, "reference": r}) + "\n" for p, r in pairs)
+    (tmp_path / "p.jsonl").write_text(lines)
+    (tmp_path / "p.csv").write_bytes('\ufeffprediction,right\r\na b,a b\r\nc,d\r\n"x, y","x, y"\r\n'.encode())
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.writestr("runs/one/predictions.jsonl", lines)
+        archive.writestr("runs/two/predictions.jsonl", lines)
+        archive.writestr("README.md", "no predictions")
+    results = []
+    for arguments in (["p.jsonl"], ["p.csv", "--output", "right"], ["p.zip"]):
+        assert run_app(["score", str(tmp_path / arguments[0]), *arguments[1:], "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    file, table, archive = results
+    assert file["exact_match"]["value"] == 2 / 3
+    assert table == file
+    assert archive == {"runs/one": file, "runs/two": file}
+    assert run_app(["score", str(tmp_path / "p.zip")]) == 0
+    assert "3 predictions of runs/two" in capsys.readouterr().out
+    assert run_app(["score", str(tmp_path / "q.zip")]) == 1
+    assert capsys.readouterr().err == f"error: '{tmp_path}/q.zip' does not exist; did you mean '{tmp_path}/p.zip'?\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "p.csv",
+            b"prediction,right\na,b\n",
+            "no column 'reference'; scoring needs .* --output names; columns: prediction, right",
+        ),
+        ("p.csv", b"prediction,reference\na\n", "line 2: 'reference' is None"),
+        ("p.txt", b"a b\n", r"line 1: not JSON .*; a predictions file has one JSON object a line, or is a \.csv or \.tsv"),
+        ("p.zip", b"no zip", "cannot be read as a zip: File is not a zip file"),
+        ("p.zip", b"PK\x05\x06" + bytes(18), "holds no predictions.jsonl, which `seqtune study FILE --export"),
+    ],
+)
+def test_what_cannot_be_scored_says_why(tmp_path, capsys, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert run_app(["score", str(tmp_path / name)]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_is_no_plain_answer_is_explained(tmp_path, capsys):
+    record = {"prediction": "a", "reference": "b"}
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(record | {"status": s}) + "\n" for s in ("ok", "unfinished", "empty")))
+    assert run_app(["score", str(tmp_path / "p.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 3 unfinished (cut off before the model ended its answer: train it longer, or allow more with " in out
+    assert "1 of 3 empty (the input was empty, so nothing was asked)" in out
 
 
 def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):

@@ -100,6 +100,7 @@ def test_a_file_is_answered_as_predict_answers(client, run_folder, kind):
     assert "answers.csv" in fetched.headers["content-disposition"]
     rows = list(csv.DictReader(io.StringIO(fetched.text, newline="")))
     assert [row["prediction"] for row in rows[:5]] == [p.prediction for p in expected[:5]]
+    assert [row["words"] for row in rows[:5]] == texts[:5]  # the table's own columns, as `predict --out` keeps them
     assert client.delete(f"/v1/jobs/{job['id']}").status_code == 200
     assert client.get(f"/v1/jobs/{job['id']}").status_code == 404
 

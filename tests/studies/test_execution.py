@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def test_what_a_training_costs_is_the_sum_of_its_parts(folder, llama_folder, mon
         assert execution.facts(point)["wall_seconds"] is None  # a kill at this moment would leave it unknown
         seconds, peak, stopped = next(parts)
         clock.now += seconds
+        self.cpu_seconds += seconds / 3
         point.run.mkdir(exist_ok=True)
         if stopped:
             raise processes.Stopped
@@ -117,12 +119,16 @@ def test_what_a_training_costs_is_the_sum_of_its_parts(folder, llama_folder, mon
         execution._train(point, [], process)
     assert execution.facts(point)["wall_seconds"] == 30.0
     execution._train(point, [], process)
-    assert execution.facts(point) == {"wall_seconds": 42.0, "peak_mib": 400, "steps_taken_over": 0}
+    assert execution.facts(point) == {
+        "wall_seconds": 42.0, "cpu_seconds": 14.0, "peak_mib": 400, "steps_taken_over": 0,
+    }  # fmt: skip
     # a part that was killed: what it took is not known, so neither is the whole
     runs.write_json(execution.training_facts(point.run), {"wall_seconds": None, "peak_mib": 400, "steps_taken_over": 7})
     parts = iter([(5.0, 450, False)])
     execution._train(point, [], process)
-    assert execution.facts(point) == {"wall_seconds": None, "peak_mib": 450, "steps_taken_over": 7}
+    assert execution.facts(point) == {
+        "wall_seconds": None, "cpu_seconds": None, "peak_mib": 450, "steps_taken_over": 7,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -181,3 +187,13 @@ def test_jobs_at_once_have_a_gpu_each(folder, monkeypatch, gpus, jobs, expected)
 )
 def test_what_a_failed_verb_said_is_kept_whole(said, error):
     assert processes._last_words(said) == error
+
+
+def test_processor_time_is_that_of_the_verbs_and_not_of_the_clock(tmp_path):
+    process = processes.Process(1, (tmp_path / "lock").open("w"), lambda: False)
+    began = os.times()
+    process(["--version"])
+    ended = os.times()
+    used = ended.children_user + ended.children_system - began.children_user - began.children_system
+    assert process.cpu_seconds == pytest.approx(used, abs=0.05)
+    assert process.cpu_seconds > 0

@@ -20,6 +20,7 @@ from seqtune.cli.app import run_app
 from seqtune.errors import ConfigError, RunError
 from seqtune.procedures.fit import fit
 from seqtune.records import Prediction
+from seqtune.report.page import write_report
 from seqtune.runs import write_predictions
 from seqtune.scoring import significance
 from seqtune.scoring.evaluate import compare as compare_files
@@ -27,6 +28,7 @@ from seqtune.scoring.evaluate import evaluate, read_predictions
 from seqtune.studies import conduct, execution, processes, times
 from seqtune.studies.points import chains as execution_chains
 from seqtune.studies.points import points_of, read_search
+from seqtune.studies.tables import compare
 from seqtune.training.log import kept_validation, read_log, validations
 
 
@@ -139,6 +141,57 @@ def test_the_validation_of_the_kept_weights_is_the_first_of_the_best(tmp_path):
     assert kept_validation(log) == found[1]
 
 
+@pytest.mark.parametrize(
+    ("minutes", "shares", "unequal"),
+    [
+        ([1.0, 1.0], [0.9, 0.3], True),  # the machine was busy: one point did a third of the other's work
+        ([1.0, 1.0], [0.9, 0.8], False),
+        ([None, None], [0.9, 0.3], False),  # equal in steps, however long they took
+        ([1.0, 1.0], [0.9, None], False),  # not known
+    ],
+)
+def test_points_that_got_unequal_shares_of_the_machine_are_not_tested(tmp_path, minutes, shares, unequal):
+    """A busy machine once gave 5 steps to one point and 73 to the other, and the table said p = 0.0001."""
+    rows = []
+    for i, (limit, share) in enumerate(zip(minutes, shares, strict=True)):
+        answers = [Prediction(str(n), f"in {n}", "right", "right" if i else "wrong", 0.0, (), "ok") for n in range(20)]
+        (tmp_path / str(i)).mkdir()
+        write_predictions(tmp_path / str(i) / "predictions.jsonl", answers)
+        scores = {f"{name}{end}": float(i) for name in ("exact_match", "edit_similarity") for end in ("", "_low", "_high")}
+        rows.append(
+            {
+                "x": i,
+                "seed": 0,
+                **scores,
+                "max_minutes": limit,
+                "cpu_share": share,
+                "run": f"run-{i}",
+                "evaluation": str(tmp_path / str(i)),
+            }
+        )
+    results = polars.DataFrame(rows, schema_overrides={"max_minutes": polars.Float64, "cpu_share": polars.Float64})
+    found = compare(results).row(0, named=True)
+    assert found["difference"] == 1.0
+    assert (found["p_value"] is None, found["p_adjusted"] is None) == (unequal, unequal)
+    assert found["note"] == ("unequal effort: 30% and 90% of a processor" if unequal else "")
+    for name, frame in (("results", results), ("summary", studies.summarise(results)), ("comparisons", compare(results))):
+        frame.write_csv(tmp_path / f"{name}.csv")
+    (tmp_path / "study.yaml").write_text("name: dates and names\n")
+    page = write_report(tmp_path).read_text()
+    assert "<h1>dates and names</h1>" in page
+    assert ("points with a limit of minutes got between 30% and 90% of a processor" in page) == unequal
+    assert ("0 of 0 paired comparisons differ" in page) == unequal
+
+
+def test_runs_of_studies_lie_apart_from_a_persons_own(folder, llama_folder):
+    (point, *_) = studies.plan(studies.load_study(study_file(folder, llama_folder)))
+    assert point.run.parent.name == "study-runs"
+    old = point.run.parent.with_name("runs")
+    old.mkdir(parents=True)
+    (old / "0a1b.lock").touch()  # an earlier version has put them there
+    assert studies.plan(studies.load_study(study_file(folder, llama_folder)))[0].run.parent == old
+
+
 def test_beyond_16_points_all_are_compared_with_the_best_by_validation(tmp_path, monkeypatch):
     monkeypatch.setattr(significance, "NUM_SWAPS", 100)
     rows = []
@@ -148,7 +201,7 @@ def test_beyond_16_points_all_are_compared_with_the_best_by_validation(tmp_path,
         write_predictions(folder / "predictions.jsonl", [Prediction("1", "in", "right", "wrong", 0.0, (), "ok")])
         validation = {"validation_exact_match": float(i == 3), "validation_edit_similarity": 0.5}
         test = {"exact_match": float(i == 5), "edit_similarity": float(i == 5)}
-        rows.append({"x": i, "seed": 0} | test | validation | {"run": str(i), "evaluation": str(folder)})
+        rows.append({"x": i, "seed": 0} | test | validation | {"run": f"run-{i}", "evaluation": str(folder)})
     assert set(studies.compare(polars.DataFrame(rows))["a"]) == {"x 3"}
     unvalidated = [row | {"validation_exact_match": None} if row["x"] == 7 else row for row in rows]
     assert set(studies.compare(polars.DataFrame(unvalidated))["a"]) == {"x 5"}
@@ -188,7 +241,7 @@ def test_a_study_runs_once_lists_failures_and_tabulates(folder, llama_folder, in
     assert "equal for all points: 3 steps" in page
     assert "Loss against tokens read" in page
     # nothing is run twice; a run that lost its end is finished
-    runs = sorted(folder.glob("results/runs/*/manifest.json"))
+    runs = sorted(folder.glob("results/study-runs/*/manifest.json"))
     assert len(runs) == 2
     times = [p.stat().st_mtime_ns for p in runs]
     runs[0].unlink()
@@ -464,7 +517,9 @@ def test_the_time_left_follows_from_what_was_finished(folder, llama_folder, monk
     assert studies.seconds_left(points, 2) == pytest.approx(300)
     assert studies.seconds_left(points, 8) == pytest.approx(200)  # a point is not cut in two
     minutes = studies.plan(without_validation(folder, llama_folder, {}, budget={"kind": "minutes", "value": 2}, seeds=[0]))
-    assert studies.seconds_left(minutes, 1) == pytest.approx(2 * 120)  # two sizes; the beams share a training
+    assert studies.seconds_left(minutes, 1) == pytest.approx(
+        2 * (120 + times.OVERHEAD_SECONDS)
+    )  # two sizes; the beams share a training
     lengths = {"train.max_steps": [100, 200, 400], "train.epochs": [1000]}
     shared = studies.plan(without_validation(folder, llama_folder, axes=lengths))
     cost = {shared[0].run: {"wall_seconds": 50.0}}

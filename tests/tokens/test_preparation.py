@@ -7,10 +7,10 @@ import pytest
 
 from conftest import build_model, build_tokenizer, pairs, write_csv
 from seqtune.config import load_config
-from seqtune.errors import RunError
+from seqtune.errors import DataError, RunError
 from seqtune.procedures import check
 from seqtune.procedures.fit import fit
-from seqtune.records import Encoded
+from seqtune.records import Encoded, Rejected
 from seqtune.scoring.evaluate import read_predictions
 from seqtune.tokens import preparation
 from seqtune.tokens.preparation import prepare
@@ -81,8 +81,41 @@ def test_resume_notices_another_validation_table(tmp_path, llama_folder, monkeyp
     held_out = write_csv(tmp_path / "held.csv", pairs(130)[100:])
     more = {"data.validation_path": str(held_out), "train.max_steps": 1, "data.split.test": 0.0, "train.batch_size": 16}
     config = config_for(tmp_path, pairs(60), llama_folder, **more)
-    monkeypatch.setattr("seqtune.procedures.fit._finish", lambda *_: None)  # begun, not complete
+    monkeypatch.setattr("seqtune.runs.finish", lambda *_: None)  # begun, not complete
     fit(config, quiet=True)
     write_csv(held_out, pairs(140)[120:])
     with pytest.raises(RunError, match="--resume needs the data that the run began with"):
         fit(config, resume=True, quiet=True)
+
+
+def test_a_table_that_is_mostly_broken_says_so_first(tmp_path, llama_folder):
+    """It once ended in "no row is left to train on: 1 rows", which named neither the file nor the rows."""
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"input": "a", "output": "b"}\n{"input": "a"\n{"input": 5\n')
+    config = load_config(overrides={"data.path": str(path), "model.name": str(llama_folder)})
+    with pytest.raises(DataError, match=r"^2 of 3 rows cannot be used.*; first: .*t\.jsonl, line 2: not JSON \("):
+        prepare(config)
+
+
+def test_reasons_keep_their_digits_and_are_counted_together(tmp_path):
+    reasons = ["column 'a' is not valid UTF-8 (byte 0xfc)"] * 2 + [
+        "3 cells where the header has 2",
+        "5 cells where the header has 2",
+    ]
+    counted = preparation._by_reason([Rejected("t.csv", 1, reason) for reason in reasons])
+    assert counted == {"column 'a' is not valid UTF-8 (byte 0xfc)": 2, "3 cells where the header has 2": 2}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_check_shows_characters_of_several_tokens_whole(tmp_path, family):
+    tokenizer = build_tokenizer(family)
+    build_model(family, len(tokenizer)).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    prepared = prepare(
+        config_for(tmp_path, [("三月 1", "مرحبا 😀")] * 9, tmp_path / "m", **{"data.split": {"test": 0, "validation": 0}})
+    )
+    pieces = check.tokens(prepared.encoded[0], prepared.encoder)
+    read, written = ("".join(text for text, loss in pieces if loss is side) for side in (False, True))
+    assert "\ufffd" not in read + written
+    assert "三月 1" in read
+    assert "مرحبا 😀" in written

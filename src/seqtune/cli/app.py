@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seqtune.errors import InterruptedRunError, SeqtuneError
-from seqtune.report.scores import interval, rows_table, scores_of
+from seqtune.report.scores import explained, interval, rows_table, scores_of
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
+
+    from seqtune.records import Prediction
 
 PIPE_WIDTH = 200  # columns of a table in a pipe
 DONE, BAD_INPUT, USAGE = 0, 1, 2
@@ -58,6 +62,20 @@ TrustOption = Annotated[
 EngineOption = Annotated[
     str | None, typer.Option("--engine", help="Decoding engine: auto, native, transformers, ctranslate2 or vllm.")
 ]
+# settings that have an option of their own in some verbs
+OPTIONS = {
+    "data.path": "--data",
+    "data.input": "--input",
+    "data.output": "--output",
+    "model.name": "--model",
+    "decode.num_beams": "--num-beams",
+    "decode.num_return": "--num-return",
+    "decode.length_penalty": "--length-penalty",
+    "decode.max_new_tokens": "--max-new-tokens",
+    "decode.verify": "--verify",
+    "decode.abstain": "--abstain",
+    "decode.engine": "--engine",
+}
 
 
 def _version(show: bool) -> None:
@@ -90,7 +108,7 @@ def run_app(arguments: Sequence[str]) -> int:
         complain(str(error))
         return 128 + error.signal
     except SeqtuneError as error:
-        return complain(str(error))
+        return complain(with_options(str(error), arguments[0]))
     except BrokenPipeError:
         # the reader of our stdout has left; keep the interpreter from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -129,6 +147,21 @@ def _file_error(error: Exception) -> str | None:
     return text if isinstance(error, kinds) or "(os error " in text else None
 
 
+def with_options(text: str, verb: str) -> str:
+    """An error's text with the verb's own option beside a setting that has one, as that is what was typed.
+
+    Example:
+        >>> with_options("decode.num_beams = 21: at most 20", "predict")
+        'decode.num_beams [--num-beams] = 21: at most 20'
+    """
+    command = typer.main.get_command(app)
+    offered = {option for p in command.commands[verb].params for option in p.opts}  # type: ignore[attr-defined]
+    for setting, option in OPTIONS.items():
+        if option in offered and option not in text:
+            text = re.sub(rf"(?<![\w.]){re.escape(setting)}(?!\.?\w)", f"{setting} [{option}]", text, count=1)
+    return text
+
+
 def complain(text: str) -> int:
     """Print an error on stderr; returns the exit code for bad input."""
     print(f"error: {text}", file=sys.stderr)
@@ -137,11 +170,13 @@ def complain(text: str) -> int:
 
 def overrides(settings: list[str] | None, **flags: Any) -> dict[str, Any]:
     """Merge flags (`data__path=...` for `data.path`) and `--set`; what is unset stays out, `--set` wins."""
-    from seqtune.yaml_files import parse_override
+    from seqtune.config import Config
+    from seqtune.yaml_files import parse_override, text_keys
 
+    texts = text_keys(Config) if settings else ()
     found = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
     for text in settings or []:
-        path, value = parse_override(text)
+        path, value = parse_override(text, texts)
         found[".".join(path)] = value
     return found
 
@@ -227,9 +262,34 @@ def print_metrics(metrics: dict[str, Any], title: str = "") -> None:
     for name, value in scores.items():
         out.print(f"{name}: {value['signature']}", style="dim", markup=False)
     print_undefined(metrics, out)
-    statuses = {k: v for k, v in metrics.get("status", {}).items() if k not in ("ok", "verified")}
-    if statuses:
-        out.print("not ok: " + ", ".join(f"{n} {status}" for status, n in statuses.items()), style="yellow")
+    print_unusual(metrics, out)
+
+
+def print_unusual(metrics: dict[str, Any], out: Console) -> None:
+    """How many answers are none in the plain sense, and why."""
+    for status, count in metrics.get("status", {}).items():
+        if status not in ("ok", "verified"):
+            out.print(f"{count} of {metrics['num_items']} {explained(status)}", style="yellow", markup=False)
+
+
+def answer_text(prediction: Prediction, *, plain: bool) -> Text:
+    """An answer and what is right, the differences marked by colours, or in plain text [-what is wrong-]{+what is right+}."""
+    from rapidfuzz.distance import Levenshtein
+    from rich.text import Text
+
+    reference, line = prediction.reference or "", Text("  ")
+    right = prediction.prediction == reference
+    line.append("right  " if right else "WRONG  ", style="green" if right else "bold red")
+    line.append(f"{prediction.input}  ->  ")
+    for step in Levenshtein.opcodes(prediction.prediction, reference):
+        ours, theirs = prediction.prediction[step.src_start : step.src_end], reference[step.dest_start : step.dest_end]
+        if step.tag == "equal":
+            line.append(ours)
+            continue
+        for text, marks, style in ((ours, ("[-", "-]"), "red strike"), (theirs, ("{+", "+}"), "green")):
+            if text:
+                line.append(f"{marks[0]}{text}{marks[1]}" if plain else text, style=style)
+    return line
 
 
 def print_undefined(metrics: dict[str, Any], out: Console) -> None:

@@ -95,7 +95,7 @@ def _show(result: dict[str, Any]) -> None:
     splits = ", ".join(f"{n:,} {side}" for side, n in data["splits"].items())
     out.print(f"{data['num_rows']:,} rows: {splits}; {data['rejected']['total']:,} rejected")
     for reason, count in data["rejected"]["by_reason"].items():
-        out.print(f"  rejected {count}: {reason}", markup=False)
+        out.print(f"  rejected {count}, such as: {reason}", markup=False)
     for setting, count in data["left_out"].items():
         out.print(f"  left out {count} {setting}", markup=False)
     out.print(

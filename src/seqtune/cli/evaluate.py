@@ -73,7 +73,10 @@ def evaluate(
     read_only(flags, ("decode.", *READ), "evaluate")
     from pathlib import Path
 
-    from seqtune.config import load_config
+    from seqtune.config import ModelConfig, load_config
+    from seqtune.models.location import check_there
+
+    check_there(ModelConfig(name=run))  # before torch is loaded
     from seqtune.procedures.evaluate import Questions
     from seqtune.procedures.evaluate import evaluate as procedure
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,11 +17,17 @@ from seqtune.cli.app import (
     SetOption,
     TaskOption,
     TrustOption,
+    answer_text,
     app,
     overrides,
     print_json,
     print_metrics,
+    print_unusual,
+    stdout_console,
 )
+
+if TYPE_CHECKING:
+    from seqtune.config import Config
 
 
 @app.command()
@@ -36,6 +45,7 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved settings.")] = False,
     print_schema: Annotated[bool, typer.Option("--print-schema", help="Show the settings' JSON Schema.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="End with every score and how it was computed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a model on a table of pairs and measure it on held-out rows.
@@ -43,6 +53,7 @@ def fit(
     [bold]Example[/bold]: seqtune fit --data pairs.csv --input smiles --output iupac --out runs/names
     """
     from seqtune.config import Config, load_config
+    from seqtune.models.location import check_there
 
     if print_schema:
         print_json(Config.model_json_schema())
@@ -55,18 +66,60 @@ def fit(
     if print_config:
         print(resolved.to_yaml(), end="")
         return
+    check_there(resolved.model)  # before torch is loaded
+    main = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
+    if main and resolved.data.path:
+        print(_opening(resolved), file=sys.stderr, flush=True)
     from seqtune.procedures.fit import fit as procedure
     from seqtune.procedures.fit import run_folder
     from seqtune.runs import check_outside
 
     if overwrite:
         check_outside(run_folder(resolved), [config])
-    fitted = procedure(resolved, resume=resume, overwrite=overwrite)
-    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+    fitted = procedure(resolved, resume=resume, overwrite=overwrite, report=not as_json)
+    if not main:
         return
     if as_json:
         print_json({"run": str(fitted.folder), "outcome": fitted.outcome, "metrics": fitted.metrics})
         return
-    if fitted.metrics:
+    if verbose and fitted.metrics:
         print_metrics(fitted.metrics, f"{fitted.metrics['num_items']} held-out rows")
-    print(f"run folder: {fitted.folder}")
+    _tell(fitted.folder)
+
+
+def _opening(config: Config) -> str:
+    """What is about to be done, from which file."""
+    from rich.filesize import decimal
+
+    path = Path(config.data.path or "")
+    size = f" ({decimal(path.stat().st_size)})" if path.is_file() else ""
+    columns = "" if config.data.layout not in ("auto", "pairs") else f", {config.data.input} -> {config.data.output}"
+    return f"fine-tuning {config.model.name} on {config.data.path}{size}{columns}"
+
+
+def _tell(run: Path) -> None:
+    """How good it is, five answers, and what can be done next."""
+    from seqtune.procedures.story import ending
+    from seqtune.report.page import write_report
+
+    out = stdout_console()
+    story = ending(run)
+    if story:
+        out.print(story.sentence, markup=False)
+        out.print(f"{len(story.samples)} held-out rows, drawn by hash:")
+        for sample in story.samples:
+            out.print(answer_text(sample, plain=out.color_system is None))
+        print_unusual(story.metrics, out)
+        page = run / "report.html"
+        out.print(
+            f"report with every wrong answer: {page if page.exists() else write_report(run)}", markup=False, soft_wrap=True
+        )
+    else:
+        out.print("no test rows were held out, so nothing is known about other inputs", style="yellow")
+    out.print("and then:")
+    folder, settings, longer = (shlex.quote(name) for name in (str(run), f"{run}/config.yaml", f"{run}-longer"))
+    for command in (
+        f"seqtune predict {folder} TEXT",
+        f"seqtune fit {settings} --model {folder} --out {longer}",
+    ):
+        out.print(f"  {command}", markup=False, soft_wrap=True)

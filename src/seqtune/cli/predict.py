@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,7 @@ from seqtune.cli.app import (
     read_only,
     section,
 )
+from seqtune.report.scores import explained
 
 if TYPE_CHECKING:
     from seqtune.config import DataConfig
@@ -47,7 +49,9 @@ def predict(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; none: read stdin.")] = None,
     file: Annotated[str | None, typer.Option("--file", help="A table of inputs; for molecules also .smi or .sdf.")] = None,
-    out: Annotated[str | None, typer.Option("--out", help="Write predictions here: .jsonl, .csv or .tsv.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="File for the answers: .jsonl, or .csv or .tsv with all columns.")
+    ] = None,
     adapter: AdapterOption = None,
     no_escape: Annotated[
         bool, typer.Option("--no-escape", help="CSV, TSV: leave texts that a spreadsheet takes for formulas as they are.")
@@ -72,8 +76,9 @@ def predict(
 
     [bold]Example[/bold]: seqtune predict runs/names CCO --num-beams 5
     """
-    from seqtune.config import load_config
+    from seqtune.config import ModelConfig, load_config
     from seqtune.errors import ConfigError
+    from seqtune.models.location import check_there
 
     _check_files(texts, file, out)
     flags = overrides(
@@ -83,6 +88,7 @@ def predict(
     read_only(flags, ("decode.", *READ), "predict")
     config = load_config(None, {key: value for key, value in flags.items() if key.startswith("data.")})
     decode = section(flags, "decode")
+    check_there(ModelConfig(name=run))  # before torch is loaded
     from seqtune.decoding.predictor import Predictor
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] - an input that is no text is shown as it came
@@ -118,10 +124,15 @@ def _write(answers: Iterable[Prediction], out: Path, *, escape: bool) -> None:
     from seqtune.runs import write_prediction_table, write_predictions
 
     out.parent.mkdir(parents=True, exist_ok=True)
+    predictions = list(answers)
     if out.suffix == ".jsonl":
-        write_predictions(out, answers)
+        write_predictions(out, predictions)
     else:
-        write_prediction_table(out, answers, escape=escape)
+        write_prediction_table(out, predictions, escape=escape)
+    print(f"{len(predictions):,} answers: {out}", file=sys.stderr)
+    for status, count in Counter(p.status for p in predictions).items():
+        if status not in ("ok", "verified"):
+            print(f"{count:,} of them {explained(status)}", file=sys.stderr)
 
 
 def _from_table(predictor: Predictor, file: str, column: str | None, data: DataConfig) -> Iterator[Prediction]:
@@ -130,13 +141,13 @@ def _from_table(predictor: Predictor, file: str, column: str | None, data: DataC
     from seqtune.data.layouts import SAID, layout_of
     from seqtune.data.sources import read_examples
     from seqtune.decoding.predictor import predict_with_progress
-    from seqtune.errors import DataError
+    from seqtune.errors import DataError, near_path
 
     readers = predictor.task.pack.readers if predictor.task.pack else {}
     reader = readers.get(Path(file).suffix.lower())
     if reader:
         if not Path(file).exists():
-            raise DataError(f"{file!r} does not exist")
+            raise DataError(f"{file!r} does not exist{near_path(Path(file))}")
         yield from predict_with_progress(predictor, list(plugins.load(reader)(Path(file))), "predict")
         return
     task = dataclasses.replace(predictor.task, input=column) if column else predictor.task
@@ -147,7 +158,9 @@ def _from_table(predictor: Predictor, file: str, column: str | None, data: DataC
     predictor.template.check_columns(list(examples[0].fields), with_target=False)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
-    yield from predict_with_progress(predictor, list(examples), "predict")
+    rows = list(examples)
+    for example, prediction in zip(rows, predict_with_progress(predictor, rows, "predict"), strict=True):
+        yield dataclasses.replace(prediction, fields=example.fields)
 
 
 def _from_lines(predictor: Predictor, texts: list[str] | None) -> Iterator[Prediction]:
@@ -195,7 +208,7 @@ def _print(prediction: Prediction, number: int, as_json: bool, several: bool, ad
         return
     before = f"{adapter}\t" if adapter else ""
     if prediction.status not in ("ok", "verified"):
-        print(f"input {number}: {prediction.status}", file=sys.stderr)
+        print(f"input {number}: {explained(prediction.status)}", file=sys.stderr)
     if not several or not prediction.hypotheses:
         print(before + prediction.prediction, flush=True)
         return

@@ -98,14 +98,20 @@ def _examples_for(folder: Path, target: str, as_json: bool) -> None:
 
 
 def _show(folder: Path) -> None:
+    """What was varied, the two leading scores and what it took; the rest is in the files."""
     import polars
     from rich.table import Table
 
+    from seqtune.studies.tables import SCORES, short
+
     summary = polars.read_csv(folder / "summary.csv")
-    shown = [c for c in summary.columns if not c.endswith(("_low", "_high"))]
+    axes = [c for c in summary.columns[: summary.columns.index("seeds")] if summary[c].n_unique() > 1]
+    scores = [c for c in SCORES if c in summary.columns][:2]
+    costs = [c for c in ("steps", "seconds", "cpu_share") if c in summary.columns and summary[c].null_count() < summary.height]
     table = Table()
-    for name in shown:
-        table.add_column(name.replace("_", " "), justify="right")
+    for name in [*axes, *scores, *costs]:
+        table.add_column(name.rpartition(".")[2].replace("_", " "), justify="right")
     for row in summary.iter_rows(named=True):
-        table.add_row(*(f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in shown))
+        cells = [short(row[c]) for c in axes] + ["-" if row[c] is None else f"{row[c]:.3f}" for c in scores]
+        table.add_row(*cells, *("-" if row[c] is None else f"{row[c]:,.4g}" for c in costs))
     stdout_console().print(table)

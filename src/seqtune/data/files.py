@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from seqtune.config import DataConfig
 from seqtune.data.table import FIELD, FRAME_ROWS
-from seqtune.errors import DataError, did_you_mean
+from seqtune.errors import DataError, near_path
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -57,8 +57,7 @@ def resolve(name: str) -> Path:
     if path.is_dir():
         raise DataError(f"{name!r} is a folder; name a table file in it ({', '.join(KINDS)})")
     if not path.exists():
-        near = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise DataError(f"{name!r} does not exist{near}")
+        raise DataError(f"{name!r} does not exist{near_path(path)}")
     return path
 
 
@@ -175,7 +174,8 @@ _QUOTE_HINT = "if quote characters are plain text in this file, --set data.quote
 def _json_object(line: str) -> dict[str, object] | str:
     """The object on a line, or what is wrong with it."""
     try:
-        record = json.loads(line)
+        # NaN and Infinity, which are no JSON, are what Python writes for a missing number
+        record = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
         return f"not JSON ({error})"
     return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object"
@@ -292,7 +292,7 @@ def _cells(column: polars.Series) -> list[str]:
 def _cell(value: object) -> str:
     if isinstance(value, list | dict):
         return json.dumps(value, default=str)
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)  # noqa: PLR0124 - NaN, a missing number
 
 
 def _delimited_rows(table: TableFile, config: DataConfig, line: list[int]) -> Iterator[Raw]:

@@ -17,7 +17,7 @@ from seqtune.errors import DataError, did_you_mean
 from seqtune.records import Rejected
 
 CACHE_BYTES = 2**18  # smaller files are read faster than a cache is looked up
-FORMAT = "1"  # changes with what is made of a row
+FORMAT = "2"  # changes with what is made of a row
 GUESSES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
@@ -31,7 +31,7 @@ def _need_column(table: TableFile, column: str, setting: str) -> None:
         if sign:
             hint = f"; the header looks {found[0]}-separated: --set data.delimiter='{sign}'"
     raise DataError(
-        f"{table.name!r} has no column {column!r} (setting {setting}){hint}; columns: {', '.join(table.columns[:20])}"
+        f"{table.name!r} has no column {column!r}, asked for by {setting}{hint}; columns: {', '.join(table.columns[:20])}"
     )
 
 

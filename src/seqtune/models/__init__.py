@@ -5,7 +5,12 @@ model with its tokenizer, and `TargetLoss`, which turns a `Batch` into a loss. W
 bf16) is asked here too.
 """
 
+import logging
+
 from seqtune.rooms import hands_on
+
+# peft imports bitsandbytes wherever it is installed, which on some CPUs complains of a kernel that seqtune never uses
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __all__, __getattr__ = hands_on(
     __name__,

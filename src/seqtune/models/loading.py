@@ -25,7 +25,7 @@ from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, SeqtuneError
 from seqtune.models import gguf, weight_files
 from seqtune.models.attention import use_fast_attention
-from seqtune.models.location import gguf_file, local_folder
+from seqtune.models.location import check_there, gguf_file, local_folder
 from seqtune.models.machine import set_up_cpu
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -54,7 +54,10 @@ def _load(loader: Any, config: ModelConfig, what: str, **options: Any) -> Any:
 def _folder(config: ModelConfig) -> Path | None:
     """Where a model lies on this machine, a GGUF file's safetensors made if they are not there yet; `None` for a hub id."""
     file = gguf_file(config.name)
-    return local_folder(config) if file is None else gguf.converted(file)
+    if file is not None:
+        return gguf.converted(file)
+    check_there(config)
+    return local_folder(config)
 
 
 def _file(config: ModelConfig, name: str) -> Path | None:

@@ -14,6 +14,7 @@ A GGUF file is read through the safetensors folder that `seqtune.models.gguf` ma
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -22,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from seqtune import folders, progress, runs
 from seqtune.config import Config, ModelConfig, load_config
-from seqtune.errors import ModelError, did_you_mean
+from seqtune.errors import ModelError, did_you_mean, near_path
 
 ADAPTER_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
+HUB_SECONDS = 10.0  # for one question to the hub
 DIGEST = 32  # characters of a SHA-256 that name a folder
 ORIGIN = "origin.json"  # in a folder made of a GGUF file: where it comes from, and its licence
 # distribution -> how it is installed, without what it would bring along
@@ -67,8 +69,42 @@ def location(config: ModelConfig) -> str:
             raise ModelError(f"{config.name!r} is a folder without config.json; it holds no Hugging Face model")
         return str(path)
     if path.is_absolute() or config.name.startswith((".", "~")):
-        raise ModelError(f"the model folder {config.name!r} does not exist")
+        raise ModelError(f"the model folder {config.name!r} does not exist{near_path(path)}")
     return config.name
+
+
+def check_there(config: ModelConfig) -> None:
+    """Say at once that a name stands for nothing: the hub is asked a single time, without the minute of retries of a download.
+
+    Raises:
+        ModelError: as `location`; or there is no such folder, and the hub has no model of this name or cannot be asked.
+    """
+    name = location(config)
+    if Path(name).is_dir() or gguf_file(config.name) is not None:
+        return
+    path = Path(name)
+    near = near_path(path if len(path.parts) > 1 else Path("runs") / path)
+    if len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir()):
+        raise ModelError(f"there is no folder {name!r}{near}")
+    if reason := _why_not_on_hub(name, config.revision):
+        raise ModelError(f"there is no folder {name!r}, and {reason}{near}")
+
+
+@functools.cache
+def _why_not_on_hub(name: str, revision: str | None) -> str | None:
+    """Why the hub gives no model of this name; `None` where it does, or has done so before."""
+    try:
+        if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return None
+        huggingface_hub.model_info(name, revision=revision, timeout=HUB_SECONDS)
+    except HFValidationError:
+        return "the name is none that the hub knows, OWNER/NAME"
+    except RepositoryNotFoundError:
+        return "no model of this name on the hub that may be seen (a private one needs hf auth login)"
+    except Exception as error:  # whatever the HTTP library of the hub's client raises
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"the hub cannot be asked for a model of this name ({lines[0]})"
+    return None
 
 
 def local_folder(config: ModelConfig) -> Path | None:
@@ -139,8 +175,7 @@ def gguf_file(name: str) -> Path | None:
         return _from_hub(name)
     path = Path(name).expanduser()
     if not path.is_file():
-        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.gguf"))) if path.parent.is_dir() else ""
-        raise ModelError(f"the model file {name!r} does not exist{near}")
+        raise ModelError(f"the model file {name!r} does not exist{near_path(path)}")
     return path
 
 

@@ -19,8 +19,10 @@ from seqtune.tokens.preparation import Prepared
 from seqtune.tokens.token_table import BLOCK_ROWS
 
 NUM_SHOWN = 3
+MOST_READ = 20_000  # rows that are searched for swapped cells
 NGRAM = 3
 NUM_BINS = 10
+PART_OF_CHARACTER = "\ufffd"  # what bytes are decoded to that make no whole character yet
 SUSPICION = 3.0  # nats per character by which the swapped reading must win
 
 
@@ -147,6 +149,7 @@ def _inverted(train: Sequence[Example]) -> list[Finding]:
     """Rows whose input reads like the others' outputs and the other way round, by character trigrams."""
     if len(train) < 20:
         return []
+    train = train[:: -(-len(train) // MOST_READ)]  # evenly, as a table may be sorted
     inputs, outputs = Counter[str](), Counter[str]()
     for example in train:
         inputs.update(_grams(example.input))
@@ -209,13 +212,18 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def tokens(row: Encoded, encoder: Encoder) -> list[tuple[str, bool]]:
-    """Each token's text and whether it carries loss; texts join to the whole, blanks included."""
+    """Each token's text and whether it carries loss; texts join to the whole, blanks included.
+
+    Tokens that hold a part of a character each are shown as one.
+    """
     pieces = []
     shown = ""
     for index in range(len(row.input_ids)):
         # a token's text depends on what stands before it (word starts, split UTF-8 characters)
         ids = row.input_ids[: index + 1].tolist()
-        text = encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = str(encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if text.endswith(PART_OF_CHARACTER) and index + 1 not in (row.loss_start, len(row.input_ids)):
+            continue
         pieces.append((text[len(shown) :], index >= row.loss_start))
         shown = text
     return pieces

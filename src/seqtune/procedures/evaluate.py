@@ -9,16 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import folders, plugins, runs
-from seqtune.config import DataConfig, DecodeConfig
+from seqtune.config import DataConfig, DecodeConfig, ModelConfig
 from seqtune.data.sources import check_rejected_share, read_examples
 from seqtune.data.splits import subset
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress, task_of
 from seqtune.decoding.verification import make_verifier
 from seqtune.errors import MissingDependencyError, RunError, SeqtuneError
+from seqtune.models.location import check_there
 from seqtune.records import Example, Rejected
 from seqtune.scoring.evaluate import evaluate_task, read_predictions
 from seqtune.tokens.preparation import training_rows, within_limits
+
+EVALUATION = folders.Kind(
+    name="evaluation",
+    marker=".seqtune-evaluation",
+    artefacts=("metrics.json", runs.PREDICTIONS, "rejected.jsonl", "task.yaml", "report.html"),
+    remedy="choose another --out",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +69,12 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
         The content of `metrics.json`.
 
     Raises:
-        RunError: `out` is a run's folder.
+        RunError: `out` is a run's folder, or holds files of these names that seqtune did not write.
         SeqtuneError: the run, the table or a package that the task needs is missing or does not fit.
     """
-    if out and folders.is_ours(out, runs.RUN):
-        raise RunError(
-            f"{str(out)!r} is a run's folder, and its own scores lie in it; choose another --out, such as {out / 'other'}"
-        )
+    if out:
+        _check_free(out)
+    check_there(ModelConfig(name=run))
     task = task_of(run, questions.task)
     examples, rejected = _read(questions, task)
     has_metrics = task.pack is not None and task.pack.metrics is not None
@@ -75,10 +82,23 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
     predictor = Predictor.of_run(run, questions.decode, questions.task, questions.trusted)
     check_packages(task, predictor.decode)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
+        folders.create(out, EVALUATION)
         runs.write_rejected(out / "rejected.jsonl", rejected)
         task.save(out / "task.yaml")
     return answer_and_score(predictor, examples, training, out, quiet=quiet)
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder in which the evaluation would replace what is not its own."""
+    if folders.is_ours(out, runs.RUN):
+        raise RunError(
+            f"{str(out)!r} is a run's folder, and its own scores lie in it; choose another --out, such as {out / 'other'}"
+        )
+    if not folders.is_ours(out, EVALUATION) and (there := folders.artefacts(out, EVALUATION)):
+        raise RunError(
+            f"{str(out)!r} holds {', '.join(p.name for p in there)}, and no {EVALUATION.marker} that would say that seqtune "
+            "wrote it; choose another --out"
+        )
 
 
 def _read(questions: Questions, task: Task) -> tuple[Sequence[Example], list[Rejected]]:

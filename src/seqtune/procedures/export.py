@@ -13,12 +13,12 @@ from seqtune import folders
 from seqtune.config import Config, ModelConfig, load_config
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
-from seqtune.errors import RunError
+from seqtune.errors import RunError, near_path
 from seqtune.models import loading
 from seqtune.models.adapters import load_merged
-from seqtune.models.loading import save_model
 from seqtune.models.location import base_of
 from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
+from seqtune.procedures.handover import hand_over
 from seqtune.records import Example
 from seqtune.runs import is_complete, read_kept_tokens
 from seqtune.scoring.evaluate import read_predictions
@@ -43,6 +43,8 @@ def export(
     Raises:
         RunError: the run is not finished, or the folder is in the way.
     """
+    if not run.is_dir():
+        raise RunError(f"there is no folder {str(run)!r}{near_path(run)}")
     if not is_complete(run):
         raise RunError(f"{str(run)!r} is no finished run; finish it with `seqtune fit ... --resume`")
     if folder.exists() and any(folder.iterdir()):
@@ -54,9 +56,9 @@ def export(
     if full_vocabulary and kept is not None:
         model, tokenizer = _whole(base_of(run, trusted), model, tokenizer, np.array(kept))
     size = int(model.config.get_text_config().vocab_size)
-    end = Encoder(tokenizer, loading.max_length(model.config, source), size, roles=task.rendering.roles).end
+    encoder = Encoder(tokenizer, loading.max_length(model.config, source), size, roles=task.rendering.roles)
     with folders.writing(folder) as hidden:
-        save_model(model, tokenizer, hidden, end)
+        hand_over(model, encoder, task, config.decode, hidden)
     facts = {"num_tokens": size}
     return facts | (_replay(run, folder, task, num_verified, source.trusted_with(folder)) if num_verified else {})
 

@@ -16,13 +16,15 @@ from seqtune.config import Config, TrainConfig
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import InterruptedRunError
-from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.location import origin
 from seqtune.models.loss import check_packing
+from seqtune.procedures.check import findings
 from seqtune.procedures.evaluate import answer_and_score, check_packages
+from seqtune.procedures.handover import hand_over
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
+from seqtune.report.page import write_report
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.training import defaults
 from seqtune.training.checkpoints import Outcome, outcome_summary
@@ -60,8 +62,15 @@ def run_folder(config: Config) -> Path:
     return Path(config.out) if config.out else Path("runs") / Path(config.data.path or "run").name.split(".")[0]
 
 
-def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Fitted:
+def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet: bool = False, report: bool = False) -> Fitted:
     """Fine-tune as configured.
+
+    Args:
+        config: all settings.
+        resume: go on with a run that was begun.
+        overwrite: replace a run that is there.
+        quiet: show nothing.
+        report: write the page, too.
 
     Raises:
         SeqtuneError: anything a user can put right; bad input leaves nothing half-written behind.
@@ -76,18 +85,18 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     prepared = prepare(config)
     check_packages(prepared.task, config.decode)
     model, adapter = starting_point(config, prepared)
-    for note in prepared.notes:
-        say(note)
+    for line in account(prepared):
+        say(line)
     with ExitStack() as held:
         if process.is_main_process:
             runs.check_free(config, folder, resume=resume, overwrite=overwrite)
             folders.create(folder, runs.RUN)
             held.enter_context(folders.held(folder, runs.RUN))
         continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
-        return _train_in(folder, config, prepared, Start(model, adapter, continuing, overwrite), quiet)
+        return _train_in(folder, config, prepared, Start(model, adapter, continuing, overwrite), quiet, report)
 
 
-def _train_in(folder: Path, config: Config, prepared: Prepared, start: Start, quiet: bool) -> Fitted:
+def _train_in(folder: Path, config: Config, prepared: Prepared, start: Start, quiet: bool, report: bool) -> Fitted:
     """Train and write everything down, in a folder that is this process's own."""
     process, say = process_state(), _speaker(quiet)
     if start.overwrite and process.is_main_process and (others := folders.foreign(folder, runs.RUN)):
@@ -96,11 +105,15 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, start: Start, qu
         say(f"{folder} is complete already")
         metrics = folder / "metrics.json"
         return Fitted(folder, {"reason": "complete"}, runs.read_json(metrics) if metrics.exists() else None)
-    if prepared.rejected:
-        say(f"{len(prepared.rejected)} of {prepared.num_rows} rows cannot be used: {folder}/rejected.jsonl")
+    _say_what_is_odd(prepared, folder, say)
     trainer = _trainer(config, prepared, start.model, folder)
     outcome = _train(trainer, continuing=start.continuing, quiet=quiet)
-    metrics = _finish(trainer, start.adapter, prepared, config, outcome, quiet) if trainer.is_main else None
+    metrics = None
+    if trainer.is_main:
+        metrics = _finish(trainer, start.adapter, prepared, config, outcome, quiet)
+        if report and metrics:
+            write_report(folder)
+        runs.finish(folder)
     return Fitted(folder, outcome_summary(outcome), metrics)
 
 
@@ -128,6 +141,23 @@ def training_settings(config: Config, prepared: Prepared, num_parameters: int) -
         epochs = settings.target_tokens / int(prepared.encoded.num_loss_tokens.sum())
         settings = settings.model_copy(update={"epochs": epochs})
     return settings
+
+
+def account(prepared: Prepared) -> list[str]:
+    """The rows and where they went, and what was decided about them."""
+    sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())
+    left_out = "".join(f", {count:,} {what} left out" for what, count in prepared.left_out.items())
+    rejected = f", {len(prepared.rejected):,} rejected" if prepared.rejected else ""
+    return [f"{prepared.num_rows:,} rows: {sides}{left_out}{rejected}", *prepared.notes]
+
+
+def _say_what_is_odd(prepared: Prepared, folder: Path, say: Callable[[str], None]) -> None:
+    """The findings of `check` that a person should know before the training."""
+    for finding in findings(prepared):
+        if finding.level != "note":
+            say(f"{finding.level}: {finding.text}")
+    if prepared.rejected:
+        say(f"all {len(prepared.rejected):,} rejected rows with their reasons: {folder}/rejected.jsonl")
 
 
 def _speaker(quiet: bool) -> Callable[[str], None]:
@@ -184,21 +214,22 @@ def _train(trainer: Trainer, *, continuing: bool, quiet: bool) -> Outcome:
 def _finish(
     trainer: Trainer, adapter: Adapter | None, prepared: Prepared, config: Config, outcome: Outcome, quiet: bool
 ) -> dict[str, Any] | None:
-    """Save the model; answer the test rows with what was saved, as `predict` would; card and manifest."""
+    """Save the model; answer the test rows with what was saved, as `predict` would; write the card."""
     folder = run_folder(config)
-    tokenizer = prepared.encoder.tokenizer
     with folders.writing(folder / "model", folders.aside(folder / "model")) as hidden:
         if adapter is None:
-            loading.save_model(trainer.model, tokenizer, hidden, prepared.encoder.end)
+            hand_over(trainer.model, prepared.encoder, prepared.task, config.decode, hidden)
         else:
             adapter.save(hidden)
             trainer.model.config.save_pretrained(hidden)
-            tokenizer.save_pretrained(hidden)
+            prepared.encoder.tokenizer.save_pretrained(hidden)
     metrics = None
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder), trusted=config.model.trusted_with(folder))
         metrics = answer_and_score(predictor, prepared.examples["test"], prepared.examples["train"], folder, quiet=quiet)
-    text = card.model_card(config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model))
+    text = card.model_card(
+        config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model),
+        takes_messages=prepared.encoder.tokenizer.chat_template is not None,
+    )  # fmt: skip
     runs.write_text(folder / "README.md", text)
-    runs.finish(folder)
     return metrics

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from seqtune.config import Config
+from seqtune.data.templates import Template
 from seqtune.report.scores import interval, scores_of
 
-# how a card ends
-END = (
+LIMITS = (
     "",
     "## Limits",
     "",
@@ -36,6 +36,8 @@ def model_card(
     outcome: dict[str, Any],
     metrics: dict[str, Any] | None,
     base: Mapping[str, str] = MappingProxyType({}),
+    *,
+    takes_messages: bool = False,
 ) -> str:
     """Markdown with hub metadata; every number in it was measured in this run.
 
@@ -45,6 +47,7 @@ def model_card(
         outcome: how the training ended.
         metrics: content of `metrics.json`, if there were test rows.
         base: where a base that was read from a GGUF file comes from (`seqtune.models.location.origin`).
+        takes_messages: the tokenizer's chat template makes the prompt of a user message.
     """
     start = "random weights in the shape of" if config.model.init == "random" else "fine-tuned from"
     lines = [
@@ -77,7 +80,7 @@ def model_card(
         "## Results on the test rows",
         "",
     ]
-    return "\n".join([*lines, *_results(metrics), *END])
+    return "\n".join([*lines, *_results(metrics), *LIMITS, *_in_transformers(config, takes_messages)])
 
 
 def _front(config: Config, base: Mapping[str, str]) -> dict[str, Any]:
@@ -96,6 +99,46 @@ def _base(base: Mapping[str, str]) -> str:
     name = " of ".join(filter(None, (base.get("name"), base.get("organization")))) or "a model without a name"
     licence = f"licence {base['licence']}" if "licence" in base else "no licence is named in the file"
     return f" The base is {name} ({licence}), read from `{base['file']}` (SHA-256 begins {base['sha256'][:12]})."
+
+
+def _in_transformers(config: Config, takes_messages: bool) -> list[str]:
+    """How the model is used without seqtune, with the exact prompt; the code is run by a test."""
+    folder, before = "RUN/model", "In plain transformers:"
+    if config.adapter.method != "full":
+        folder, before = "DIR", "In plain transformers, after `seqtune export RUN --out DIR`, which merges the adapter:"
+    lines = [before, "", "```python"]
+    if takes_messages:
+        system = [{"role": "system", "content": config.format.system}] if config.format.system else []
+        turns = ", ".join([*map(repr, system), '{"role": "user", "content": "an input"}'])
+        lines += [
+            "from transformers import pipeline",
+            "",
+            f'ask = pipeline("text-generation", model="{folder}")',
+            f'print(ask([{turns}])[0]["generated_text"][-1]["content"].strip())',
+            "```",
+            "",
+        ]
+    template = Template.from_config(config.format)
+    if template.roles is None:
+        lines += ["or with the prompt spelt out, down to its last character:", "", "```python"] if takes_messages else []
+        columns = ", ".join(f'{name}="..."' for name in sorted(template.source_columns))
+        prompt = template.instruction + template.separator.replace("{", "{{").replace("}", "}}")
+        lines += [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'tokenizer, model = (kind.from_pretrained("{folder}") for kind in (AutoTokenizer, AutoModelForCausalLM))',
+            f'prompt = {prompt!r}.format(input="an input"{", " if columns else ""}{columns})',
+            'read = tokenizer(prompt, return_tensors="pt")',
+            'written = model.generate(**read)[0, read["input_ids"].shape[1] :]',
+            "print(tokenizer.decode(written, skip_special_tokens=True).strip())",
+            "```",
+            "",
+        ]
+    if config.format.answers:
+        lines += ["Out there it writes freely; `seqtune predict` gives the likeliest of the answers that there are.", ""]
+    if config.format.target != "{output}":
+        lines += [f"The model writes `{config.format.target}`; `seqtune predict` gives the `{{output}}` of it.", ""]
+    return lines
 
 
 def _which_weights(outcome: dict[str, Any]) -> str:

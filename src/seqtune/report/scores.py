@@ -5,6 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+# what a prediction's status means where it is not plainly an answer, and what can be done about it
+STATUSES = {
+    "unfinished": "cut off before the model ended its answer: train it longer, or allow more with decode.max_new_tokens",
+    "empty": "the input was empty, so nothing was asked",
+    "too_long": "the input takes more tokens than the model reads",
+    "invalid_text": "the input holds something that is no text",
+    "unverified": "no hypothesis passed the verifier; more may with more beams",
+    "not_checked": "the verifier could not be asked",
+    "abstained": "no hypothesis passed the verifier, so no answer was given",
+}
+
+
+def explained(status: str) -> str:
+    """A prediction's status with its meaning.
+
+    Example:
+        >>> explained("empty")
+        'empty (the input was empty, so nothing was asked)'
+    """
+    return f"{status} ({STATUSES[status]})" if status in STATUSES else status
+
 
 def scores_of(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The scores among the content of a `metrics.json`: those with a signature, the text metrics and the task's own."""

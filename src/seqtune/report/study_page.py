@@ -21,7 +21,7 @@ from seqtune.report.parts import BLUE, GREY, new_axes, render, svg
 from seqtune.report.scores import interval
 from seqtune.scoring.evaluate import read_predictions
 from seqtune.studies import analysis
-from seqtune.studies.tables import COMPARED, MAX_COMPARED, SCORES, VALIDATION, label, ranking, short
+from seqtune.studies.tables import COMPARED, MAX_COMPARED, SCORES, VALIDATION, label, ranking, short, starved
 from seqtune.training.log import read_log
 
 EXAMPLES = "data.num_examples"
@@ -35,7 +35,7 @@ def study_page(folder: Path) -> str:
     summary, results = polars.read_csv(folder / "summary.csv"), polars.read_csv(folder / "results.csv")
     axes = summary.columns[: summary.columns.index("seeds")]
     scores = [name for name in SCORES if name in summary.columns and summary[name].max() is not None]
-    shown = [c for c in summary.columns if not c.endswith(("_low", "_high"))]
+    shown = _columns(summary, axes)
     rows = [[_shown(row, c) for c in shown] for row in summary.iter_rows(named=True)]
     settings = folder / "study.yaml"
     study = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
@@ -43,8 +43,9 @@ def study_page(folder: Path) -> str:
     comparisons = _comparisons(folder / "comparisons.csv")
     plots = _search_plots(search) if search else _study_plots(summary, axes, scores[:2])
     return render(
-        "study.html", title=folder.resolve().name, headings=[c.replace("_", " ") for c in shown], rows=rows,
-        findings=_findings(summary, axes, search, comparisons), budget=_budget(study.get("budget")),
+        "study.html", title=study.get("name") or folder.resolve().name,
+        headings=[c.replace("_", " ") for c in shown], rows=rows,
+        findings=_findings(summary, results, search, comparisons), budget=_budget(study.get("budget")),
         plots=plots, curves=_learning_curves(results, axes), comparisons=comparisons,
         compared_with=_chosen_by(ranking(results)) if summary.height > MAX_COMPARED else "",
         missing=not any((_evaluation(row) / "predictions.jsonl").exists() for row in results.iter_rows(named=True)),
@@ -52,6 +53,14 @@ def study_page(folder: Path) -> str:
         best=_best(results, axes, search), forecast=_forecast_text(summary, axes), failures=failures, num_points=results.height,
         settings=settings.read_text(encoding="utf-8") if settings.exists() else "",
     )  # fmt: skip
+
+
+def _columns(summary: polars.DataFrame, axes: Sequence[str]) -> list[str]:
+    """What a small screen shows first comes first: what was varied, the scores, then the rest."""
+    shown = [c for c in summary.columns if not c.endswith(("_low", "_high"))]
+    varied = [c for c in axes if summary[c].n_unique() > 1]
+    scores = [c for c in SCORES if c in shown]
+    return [*varied, *scores, *(c for c in shown if c not in varied and c not in scores)]
 
 
 def _best(results: polars.DataFrame, axes: Sequence[str], search: Any) -> dict[str, Any] | None:
@@ -97,11 +106,19 @@ def _budget(budget: Any) -> str:
     return "equal for all points: " + ", or ".join(f"{b['value']:g} {b['kind'].replace('_', ' ')}" for b in several)
 
 
-def _findings(summary: polars.DataFrame, axes: Sequence[str], search: Any, comparisons: Sequence[Sequence[str]]) -> list[str]:
+def _findings(
+    summary: polars.DataFrame, results: polars.DataFrame, search: Any, comparisons: Sequence[Sequence[str]]
+) -> list[str]:
     """What a person wants to know first."""
-    varied = [name for name in axes if summary[name].n_unique() > 1]
+    varied = [name for name in summary.columns[: summary.columns.index("seeds")] if summary[name].n_unique() > 1]
     rows = list(summary.iter_rows(named=True))
     lines = []
+    if unequal := starved(results):
+        lines.append(
+            f"The machine was not equally free: points with a limit of minutes got between {unequal[0]:.0%} and "
+            f"{unequal[1]:.0%} of a processor, so they did not do equal work. Pairs that differ in this are not tested; run "
+            "them again when it is quiet, or with a budget of steps."
+        )
     if search and search["best"]:
         best = search["best"]
         chosen = ", ".join(f"{name} {short(value)}" for name, value in best["values"].items())
@@ -117,8 +134,9 @@ def _findings(summary: polars.DataFrame, axes: Sequence[str], search: Any, compa
                 f"to {_shown(high, name)} ({label(high, varied)})."
             )
     if comparisons:
-        surely = sum(float(row[-1]) < 0.05 for row in comparisons)
-        lines.append(f"{surely} of {len(comparisons)} paired comparisons differ at a false discovery rate of 5%.")
+        tested = [row for row in comparisons if row[-2] != "-"]
+        surely = sum(float(row[-1]) < 0.05 for row in tested)
+        lines.append(f"{surely} of {len(tested)} paired comparisons differ at a false discovery rate of 5%.")
     return lines
 
 
@@ -129,7 +147,7 @@ def _comparisons(path: Path) -> list[list[str]]:
     rows = []
     for row in polars.read_csv(path).iter_rows(named=True):
         scores = [f"{row[key]:.3f}" for key in ("score_a", "score_b")]
-        tests = [f"{row[key]:.4f}" for key in ("p_value", "p_adjusted")]
+        tests = [f"{row[key]:.4f}" for key in ("p_value", "p_adjusted")] if row["p_value"] is not None else ["-", row["note"]]
         rows.append([row["metric"].replace("_", " "), row["a"], row["b"], *scores, f"{row['difference']:+.3f}", *tests])
     return rows
 

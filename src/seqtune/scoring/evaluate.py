@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import math
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 
 from seqtune import plugins
 from seqtune.data.tasks import Task
-from seqtune.errors import DataError
+from seqtune.errors import DataError, near_path
 from seqtune.plugins import TaskMetrics
 from seqtune.records import Example, Hypothesis, Prediction, Turn, lone_surrogate
 from seqtune.scoring.metrics import METRICS
@@ -23,13 +26,15 @@ from seqtune.scoring.significance import defined, paired_randomization, score
 from seqtune.scoring.task_scores import task_scores, thinned, verification_scores
 
 NUM_STRATA = 4
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_predictions(path: str | Path) -> list[Prediction]:
+def read_predictions(path: str | Path, reference: str = "reference") -> list[Prediction]:
     """Read `predictions.jsonl`; only `prediction` and `reference` are required, rows without reference are refused.
 
     Args:
-        path: the file, or the run or evaluation folder that holds it.
+        path: the file, or the run or evaluation folder that holds it; or a .csv or .tsv with the same columns.
+        reference: what the references are called.
 
     Raises:
         DataError: the file is missing or empty, or a line is broken; names the line.
@@ -38,32 +43,72 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     if file.is_dir():
         file /= "predictions.jsonl"
     if not file.is_file():
-        raise DataError(f"{str(file)!r} does not exist; it should be a predictions.jsonl, or a folder that holds one")
-    predictions = []
+        near = near_path(Path(path)) or "; it should be a predictions.jsonl, or a folder that holds one"
+        raise DataError(f"{str(file)!r} does not exist{near}")
     try:
         # not splitlines(): it also splits at U+2028, U+0085 and others, which stand unescaped inside JSON texts
-        with file.open(encoding="utf-8") as handle:
-            for number, line in enumerate(handle, start=1):
-                if line.strip():
-                    predictions.append(_prediction(line, number, str(path)))
+        with file.open(encoding="utf-8-sig", newline="" if file.suffix in DELIMITERS else None) as lines:
+            return _predictions(lines, str(path), DELIMITERS.get(file.suffix), reference)
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not UTF-8 text: {error}") from None
-    if not predictions:
-        raise DataError(f"{str(path)!r} holds no predictions")
-    return predictions
 
 
-def _prediction(line: str, number: int, path: str) -> Prediction:
+def read_archive(path: str | Path, reference: str = "reference") -> dict[str, list[Prediction]]:
+    """Every predictions.jsonl in a zip, such as the carbon copy of a study, by its folder in there.
+
+    Raises:
+        DataError: it is no zip, holds none, or a line is broken; names the line.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"{str(path)!r} does not exist{near_path(Path(path))}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if Path(name).name == "predictions.jsonl"]
+            texts = {name: archive.read(name).decode() for name in names}
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as a zip: {error}") from None
+    if not texts:
+        raise DataError(f"{str(path)!r} holds no predictions.jsonl, which `seqtune study FILE --export FILE.zip` puts there")
+    return {
+        str(Path(name).parent): _predictions(io.StringIO(text), f"{path}/{name}", None, reference)
+        for name, text in texts.items()
+    }
+
+
+def _predictions(lines: Iterable[str], name: str, delimiter: str | None, reference: str) -> list[Prediction]:
+    if delimiter:
+        reader = csv.DictReader(lines, delimiter=delimiter)
+        lacking = [column for column in ("prediction", reference) if column not in (reader.fieldnames or ())]
+        if lacking:
+            raise DataError(
+                f"{name!r} has no column {lacking[0]!r}; scoring needs the answers in a column 'prediction' and what is right "
+                f"in 'reference', or in another that --output names; columns: {', '.join(reader.fieldnames or ())}"
+            )
+        found = [_prediction(record, reader.line_num, name, reference) for record in reader]
+    else:
+        numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        found = [_prediction(_record(line, number, name), number, name, reference) for number, line in numbered]
+    if not found:
+        raise DataError(f"{name!r} holds no predictions")
+    return found
+
+
+def _record(line: str, number: int, path: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path!r}, line {number}: not JSON ({error})") from None
+        hint = "" if number > 1 else "; a predictions file has one JSON object a line, or is a .csv or .tsv with a header"
+        raise DataError(f"{path!r}, line {number}: not JSON ({error}){hint}") from None
     if not isinstance(record, dict):
         raise DataError(f"{path!r}, line {number}: not a JSON object")
+    return record
+
+
+def _prediction(record: dict[str, Any], number: int, path: str, reference: str) -> Prediction:
     lone = lone_surrogate(json.dumps(record, ensure_ascii=False))
     if lone:
         raise DataError(f"{path!r}, line {number}: a text holds {lone} alone, half of a surrogate pair, which is no character")
-    for key in ("prediction", "reference"):
+    for key in ("prediction", reference):
         if not isinstance(record.get(key), str):
             raise DataError(
                 f"{path!r}, line {number}: {key!r} is {record.get(key)!r}; scoring needs a text there in every line"
@@ -80,7 +125,7 @@ def _prediction(line: str, number: int, path: str) -> Prediction:
             f"({error})"
         ) from None
     return Prediction(
-        identity, text, record["reference"], record["prediction"], likelihood, hypotheses,
+        identity, text, record[reference], record["prediction"], likelihood, hypotheses,
         str(record.get("status", "ok")), details, fields, context,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -155,7 +155,9 @@ class Jobs:
             job.state, job.num_rows = "answering", len(examples)
             predictions: list[Prediction] = []
             for first in range(0, len(examples), PORTION):
-                predictions += await _patiently(run, examples[first : first + PORTION], decode)
+                portion = examples[first : first + PORTION]
+                answers = await _patiently(run, portion, decode)
+                predictions += [replace(p, fields=row.fields) for row, p in zip(portion, answers, strict=True)]
                 job.num_done = len(predictions)
             await asyncio.to_thread(runs.write_predictions, job.folder / "answers.jsonl", predictions)
             await asyncio.to_thread(runs.write_prediction_table, job.folder / "answers.csv", predictions)

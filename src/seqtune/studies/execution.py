@@ -153,19 +153,21 @@ def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
     file = training_facts(point.run)
     begun = point.run.exists()
     noted = runs.read_json(file) if begun and file.exists() else {}
-    spent = noted.get("wall_seconds") if begun else 0.0
+    spent, computed = (noted.get(name) if begun else 0.0 for name in ("wall_seconds", "cpu_seconds"))
     cost = {
         "wall_seconds": None,  # unknown, if this part is killed
+        "cpu_seconds": None,
         "peak_mib": noted.get("peak_mib"),
         "steps_taken_over": noted.get("steps_taken_over", 0) if begun else _take_over(point, shorter),
     }
     runs.write_json(file, cost)
-    started = time.monotonic()
+    started, before = time.monotonic(), process.cpu_seconds
     try:
-        peak = process(["fit", str(settings), "--resume", *_trust(point.config.model.trust_remote_code)])
+        peak = process(["fit", str(settings), "--resume", "--json", *_trust(point.config.model.trust_remote_code)])
         cost["peak_mib"] = max(cost["peak_mib"] or 0, peak)
     finally:
         cost["wall_seconds"] = None if spent is None else round(spent + time.monotonic() - started, 1)
+        cost["cpu_seconds"] = None if computed is None else round(computed + process.cpu_seconds - before, 1)
         runs.write_json(file, cost)
 
 

@@ -86,7 +86,7 @@ class Study(Section):
     seeds: list[int] = Field(default=[0], min_length=1, description="replicates; each seeds training and the random start")
     budget: Budget | list[Budget] | None = Field(default=None, description="equal for all points; several make one more axis")
     out: str = Field(description="folder for results and report")
-    store: str | None = Field(default=None, description="folder of the runs; default: `runs` beside `out`")
+    store: str | None = Field(default=None, description="folder of the runs; default: `study-runs` beside `out`")
     jobs: PositiveInt = Field(default=1, description="points run at once; they share the processors")
     cpus: PositiveInt | None = Field(default=None, description="with --ray: processors of a point; default: as on this machine")
     trusted: tuple[str, ...] = Field(default=(), exclude=True, description="set by --trust-remote-code alone, not by a file")
@@ -215,12 +215,17 @@ def make_point(study: Study, values: dict[str, Any], budget: Budget | None, seed
             overrides["train.epochs"] = 1000
         shown["budget"] = f"{budget.value:g} {budget.kind}"
     config = load_config(None, _flattened(study.base) | overrides)
-    store = Path(study.store) if study.store else Path(study.out).parent / "runs"
+    store = Path(study.store) if study.store else default_store(Path(study.out).parent)
     settings, files = weight_settings(config), ingredients(config)
     run = store / digest([settings, files])
     unit = BUDGETS[Length.of(config.train).unit]
     beginning = digest([unit, {k: v for k, v in settings.items() if k != unit}, files])
     return Point(shown, config.model_copy(update={"out": str(run)}), run, beginning)
+
+
+def default_store(folder: Path) -> Path:
+    """Where studies keep their runs: apart from a person's own `runs`, unless earlier studies have put theirs there."""
+    return folder / ("runs" if any((folder / "runs").glob("*.lock")) else "study-runs")
 
 
 def points_of(study: Study) -> list[Point]:

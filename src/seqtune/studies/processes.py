@@ -78,6 +78,9 @@ class Process:
         lock: stays locked until the last process that inherited it has ended.
         stopped: asked now and then.
         gpu: the only one that they see; `None` for all.
+
+    Attributes:
+        cpu_seconds: processor time of all that has run, also of what was interrupted.
     """
 
     def __init__(self, threads: int, lock: IO[str], stopped: Callable[[], bool], gpu: str | None = None):
@@ -86,6 +89,7 @@ class Process:
             self.environment["CUDA_VISIBLE_DEVICES"] = gpu
         self.lock = lock
         self.stopped = stopped
+        self.cpu_seconds = 0.0
 
     def __call__(self, arguments: Sequence[str]) -> int:
         """Returns the process's peak memory in MiB.
@@ -104,7 +108,7 @@ class Process:
                 usage = self._wait(process)
             except BaseException:
                 process.send_signal(signal.SIGINT)
-                process.wait()
+                self._ended(process, os.wait4(process.pid, 0))
                 raise
             if process.returncode:
                 log.seek(0)
@@ -113,11 +117,17 @@ class Process:
 
     def _wait(self, process: subprocess.Popen[bytes]) -> Any:
         while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)  # this child's own memory, not the largest of all
-            if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                return usage
+            ended = os.wait4(process.pid, os.WNOHANG)
+            if ended[0]:
+                return self._ended(process, ended)
             _rest(self.stopped)
+
+    def _ended(self, process: subprocess.Popen[bytes], ended: tuple[int, int, Any]) -> Any:
+        """Take note of how a process ended; returns what it has used itself, its own memory and not the largest of all."""
+        _, status, usage = ended
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_seconds += usage.ru_utime + usage.ru_stime
+        return usage
 
 
 def _last_words(text: str) -> str:

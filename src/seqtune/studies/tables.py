@@ -20,9 +20,10 @@ from seqtune.studies.points import Point
 from seqtune.training.log import kept_validation, read_log
 
 SCORES = ("exact_match", "structure_accuracy", "edit_similarity", "bleu_char")  # of a study's tables, the leading one first
-COSTS = ("training_rows", "steps", "tokens", "seconds", "wall_seconds", "evaluation_seconds", "flops", "peak_mib")
+COSTS = ("training_rows", "steps", "tokens", "seconds", "wall_seconds", "cpu_share", "evaluation_seconds", "flops", "peak_mib")
 COMPARED = ("exact_match", "edit_similarity")  # by paired tests; and what points are ranked by, in this order
 VALIDATION = "validation_"  # before the name of a score: on the validation rows, of the weights that were kept
+EQUAL_EFFORT = 0.8  # of points with a limit of minutes: the least share of the processors that one may have had of the other's
 MAX_COMPARED = 16  # combinations, all pairs of which are compared; beyond, each with the best
 
 
@@ -70,7 +71,13 @@ def _costs(point: Point) -> dict[str, Any]:
         "seconds": last["seconds"], "flops": 6 * size * last["num_tokens"] if size else None,
     }  # fmt: skip
     validation = {f"{VALIDATION}{name}": kept.get(name) for name in COMPARED}
-    spent = {"wall_seconds": None, "peak_mib": None} | facts(point)
+    spent = {"wall_seconds": None, "cpu_seconds": None, "peak_mib": None} | facts(point)
+    wall, computed = spent["wall_seconds"], spent["cpu_seconds"]
+    # what a limit of minutes buys depends on how free the machine was
+    spent |= {
+        "max_minutes": point.config.train.max_minutes,
+        "cpu_share": round(computed / wall, 3) if wall and computed else None,
+    }
     return row | validation | spent | {"run": str(point.run), "evaluation": str(point.evaluation)}
 
 
@@ -120,8 +127,18 @@ def _mean(group: polars.DataFrame, name: str) -> dict[str, float | None]:
     return dict(zip(ends, (mean, mean - half, mean + half), strict=True))
 
 
+def starved(results: polars.DataFrame) -> tuple[float, float] | None:
+    """The least and the most that points with a limit of minutes got of the processors, if that was not equal enough."""
+    if not {"max_minutes", "cpu_share"} <= set(results.columns):
+        return None
+    shares = results.filter(polars.col("max_minutes").is_not_null())["cpu_share"].drop_nulls().to_list()
+    return (min(shares), max(shares)) if shares and min(shares) < EQUAL_EFFORT * max(shares) else None
+
+
 def compare(results: polars.DataFrame) -> polars.DataFrame:
     """Paired randomisation tests between combinations of axes, on the items that they share.
+
+    A pair with limits of minutes that got unequal shares of the processors is not tested: what differs may be the machine.
 
     With several seeds, an item's statistics are their mean over seeds. Over all pairs of a metric, `p_adjusted` controls the
     share of false discoveries (Benjamini & Hochberg 1995). Combinations that were scored on other items are not compared. Of
@@ -143,12 +160,15 @@ def compare(results: polars.DataFrame) -> polars.DataFrame:
         for a, b in pairs:
             if items[a][0] == items[b][0]:
                 tested = paired_randomization(METRICS[name], items[a][1][name], items[b][1][name])
+                unequal = starved(polars.concat([groups[a][1], groups[b][1]]))
                 found.append({
                     "metric": name, "a": labels[a], "b": labels[b], "score_a": tested.a, "score_b": tested.b,
-                    "difference": tested.difference, "p_value": tested.p_value,
+                    "difference": tested.difference, "p_value": None if unequal else tested.p_value,
+                    "note": f"unequal effort: {unequal[0]:.0%} and {unequal[1]:.0%} of a processor" if unequal else "",
                 })  # fmt: skip
-        adjusted = stats.false_discovery_control([row["p_value"] for row in found]) if found else []
-        rows += [row | {"p_adjusted": float(p)} for row, p in zip(found, adjusted, strict=True)]
+        known = [row["p_value"] for row in found if row["p_value"] is not None]
+        adjusted = iter(stats.false_discovery_control(known) if known else ())
+        rows += [row | {"p_adjusted": None if row["p_value"] is None else float(next(adjusted))} for row in found]
     return polars.DataFrame(rows, infer_schema_length=None)
 
 

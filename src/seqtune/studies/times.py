@@ -11,6 +11,8 @@ from seqtune.config import Config
 from seqtune.studies.execution import facts
 from seqtune.studies.points import Point, chains, is_done
 
+OVERHEAD_SECONDS = 30.0  # start, preparation and evaluation of a point, before one has shown what they take
+
 
 def seconds_left(points: Sequence[Point], jobs: int) -> float | None:
     """Wall time that the missing points will take with `jobs` at once; `None` if nothing tells.
@@ -42,7 +44,7 @@ def _price(point: Point, done: Sequence[tuple[Config, dict[str, Any]]]) -> float
     train = point.config.train
     if train.max_minutes:
         overhead = [cost["wall_seconds"] - 60 * c.train.max_minutes for c, cost in done if c.train.max_minutes]
-        return 60 * train.max_minutes + (median(overhead) if overhead else 0.0)
+        return 60 * train.max_minutes + (median(overhead) if overhead else OVERHEAD_SECONDS)
     alike = [(c, cost) for c, cost in done if c.model == point.config.model] or list(done)
     for unit in ("steps", "examples"):
         amount = _work(point.config, unit)

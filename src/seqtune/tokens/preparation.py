@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,9 +92,10 @@ class Prepared:
 
 
 def _by_reason(rejected: list[Rejected]) -> dict[str, int]:
-    """Counts by reason, with the row's own numbers and texts taken out."""
-    shapes = Counter("".join("#" if c.isdigit() else c for c in r.reason).split(":")[0] for r in rejected)
-    return dict(shapes.most_common())
+    """Counts by reason; reasons that differ in numbers and in what follows a colon are counted under the first of them."""
+    first: dict[str, str] = {}
+    counts = Counter(first.setdefault(re.sub(r"\d+", "", r.reason).split(":")[0], r.reason) for r in rejected)
+    return dict(counts.most_common())
 
 
 def prepare(config: Config) -> Prepared:
@@ -297,6 +299,8 @@ def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, Table]:
 
     def read(path: str) -> Table:
         table, bad = read_examples(path, data)
+        if bad:  # before a table that is mostly broken is found too small
+            check_rejected_share(len(bad), len(table) + len(bad), data.max_rejected, bad[0])
         rejected.extend(bad)
         if group is None:
             return table

@@ -87,8 +87,8 @@ class Trainer:
         self.feed = Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, part, on_gpu)
         self.interruption = Interruption()
         self._losses: list[torch.Tensor] = []
-        self._gradients_checked = False
-        self._interrupted = 0
+        self._gradients_checked, self._interrupted = False, 0
+        self._exact: float | None = None  # of the last validation
 
     def describe(self) -> str:
         """The resolved settings in one line, so that no default is silent."""
@@ -96,21 +96,20 @@ class Trainer:
         rates = f"{c.muon_learning_rate:g} and AdamW {c.learning_rate:g}" if c.optimizer == "muon" else f"{c.learning_rate:g}"
         size = f"{c.batch_size} rows" if c.batch_size else f"{c.token_budget:,} tokens"
         size += " packed" if c.batching == "pack" else ""
-        limit = f", at most {c.max_minutes:g} minutes" if c.max_minutes else ""
+        steps = f"{self.plan.total_steps:,} steps of {size}" + ("" if c.max_steps else f", {c.epochs:g} epochs")
+        length = f"stops after {c.max_minutes:g} minutes, or after {steps}, if they take less" if c.max_minutes else steps
         width = self.accelerator.num_processes
-        limit += f", mean of the weights over {c.average:.0%} of the steps" if c.average else ""
+        limit = f", mean of the weights over {c.average:.0%} of the steps" if c.average else ""
         limit += f", {width} processes" if width > 1 else ""
         return (
             f"{self.num_parameters / 1e6:.1f} M parameters{self._trained()} on {self.accelerator.device} in {c.precision}; "
-            f"{c.optimizer} {rates}; "
-            f"{self.plan.total_steps:,} steps of {size}{'' if c.max_steps else f', {c.epochs:g} epochs'}{limit}"
+            f"{c.optimizer} {rates}; {length}{limit}"
         )
 
     def _trained(self) -> str:
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        return (
-            "" if count == self.num_parameters else f", {count:,} of them trained ({100 * count / self.num_parameters:.3g}%),"
-        )
+        share = count / self.num_parameters
+        return f", {count:,} of them trained ({100 * share:.3g}%)," if share < 1 else ""
 
     @property
     def is_main(self) -> bool:
@@ -221,7 +220,7 @@ class Trainer:
 
     def _do_what_is_due(self, quiet: bool) -> None:
         """Log, validate and save where the schedule says so; an interrupted training saves at once and does the rest later."""
-        if self.state.step % LOG_EVERY == 0:
+        if self.state.step % LOG_EVERY == 0 or self.state.step == 1:  # a curve begins where the training does
             self._log()
         if not self._interrupted and self.schedule.validation_due(self.state):
             self._validate(quiet)
@@ -347,7 +346,8 @@ class Trainer:
         loss = state.unlogged["loss"] / state.unlogged["steps"]
         speed = f"{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
         left = progress.remaining(state.seconds * (1 - done) / done)
-        tick(min(1.0, done), f"step {state.step} · loss {loss:.3f} · {speed} · {left} left")
+        right = "" if self._exact is None else f" · {self._exact:.1%} right"
+        tick(min(1.0, done), f"step {state.step} · loss {loss:.3f}{right} · {speed} · {left} left")
 
     def _validate(self, quiet: bool) -> None:
         """Score the weights, or their mean, unless that was done at this step, and keep them if they are the best."""
@@ -378,9 +378,10 @@ class Trainer:
             return False
         state.validation_size = int(metrics["num_items"])
         self._write({"step": state.step, "seconds": round(state.seconds, 3), "validation": metrics})
-        shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        self._exact = metrics.get("exact_match")
         if self.is_main and not quiet:
-            progress.console().print(f"[dim]step {state.step}: validation {shown}[/dim]")
+            shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if k != "num_items")
+            progress.console().print(f"[dim]step {state.step}: {shown} on {state.validation_size:,} validation rows[/dim]")
         if state.best is None or rank(metrics) > rank(state.best):
             state.best, state.best_step, state.num_worse = metrics, state.step, 0
             if self.is_main:
