@@ -68,7 +68,8 @@ def fit(
         return
     check_there(resolved.model)  # before torch is loaded
     main = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
-    if main and resolved.data.path:
+    table = resolved.data.path or ""
+    if main and (table.startswith("hf://") or Path(table).is_file()):
         print(_opening(resolved), file=sys.stderr, flush=True)
     from seqtune.procedures.fit import fit as procedure
     from seqtune.procedures.fit import run_folder

@@ -220,7 +220,7 @@ class Trainer:
 
     def _do_what_is_due(self, quiet: bool) -> None:
         """Log, validate and save where the schedule says so; an interrupted training saves at once and does the rest later."""
-        if self.state.step % LOG_EVERY == 0 or self.state.step == 1:  # a curve begins where the training does
+        if self.state.step % LOG_EVERY == 0:
             self._log()
         if not self._interrupted and self.schedule.validation_due(self.state):
             self._validate(quiet)
