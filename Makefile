@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test chaos check install pretrained bench clean
+.PHONY: demo test test-slow chaos check install pretrained bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,7 +24,11 @@ demo: install
 	$(BIN)/seqtune demo --out demo --overwrite
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+# trainings, servers and processes that are started and killed for real
+test-slow: install
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # damage of every file in every way, kills at every write: the long form of tests/faults
 chaos: install

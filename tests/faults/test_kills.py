@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from conftest import pairs, write_csv
+
+pytestmark = pytest.mark.slow
 
 ROUNDS = int(os.environ.get("SEQTUNE_CHAOS", "2"))
 

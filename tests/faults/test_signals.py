@@ -22,6 +22,8 @@ from seqtune.cli.app import leave_in_order, run_app
 from seqtune.decoding.predictor import Predictor
 from seqtune.training import interruption
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def handlers():

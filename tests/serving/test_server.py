@@ -30,6 +30,8 @@ from seqtune.serving.limits import Limits
 from seqtune.serving.server import Address, read_token
 from seqtune.serving.shelf import named
 
+pytestmark = pytest.mark.slow
+
 SLOW = """
 import time
 from seqtune.decoding.engines.stream import Stream
