@@ -69,7 +69,7 @@ def test_answers_to_a_table_are_there_as_a_whole_or_not_at_all(run, tmp_path, mo
     table = write_csv(tmp_path / "asked.csv", pairs(60))
     out = tmp_path / "answers.jsonl"
     out.write_text("of before")
-    monkeypatch.setattr(Predictor, "_prediction", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(Predictor, "answer", lambda *_: signal.raise_signal(number))
     assert run_app(["predict", str(run), "--file", str(table), "--out", str(out)]) == 128 + number
     assert capsys.readouterr().err.endswith("error: interrupted\n")
     assert out.read_text() == "of before"
