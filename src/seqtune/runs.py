@@ -24,6 +24,7 @@ from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
 from seqtune.folders import Kind
 from seqtune.records import Prediction, Rejected
+from seqtune.yaml_files import read_json_object
 
 PACKAGES = (
     "seqtune", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "peft", "numpy", "sacrebleu", "rapidfuzz",
@@ -77,12 +78,7 @@ def read_json(path: Path, **needed: type) -> dict[str, Any]:
     Raises:
         RunError: the file is damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from None
-    if not isinstance(content, dict):
-        raise damaged(path, "no JSON object")
+    content = read_json_object(path, damaged)
     for key, kind in needed.items():
         if not isinstance(content.get(key), kind):
             raise damaged(path, f"no {key!r} as seqtune writes it")

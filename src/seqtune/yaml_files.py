@@ -1,9 +1,10 @@
-"""YAML as people write it: `2e-5` is a number, and a settings file must hold a mapping."""
+"""Files of keys and values: YAML as people write it (`2e-5` is a number), JSON as programs do; each must hold a mapping."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -31,6 +32,17 @@ _Loader.add_implicit_resolver(
 def read_yaml(text: str) -> Any:
     """The value of a YAML text."""
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def read_json_object(path: Path, damaged: Callable[[Path, str], Exception]) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; `damaged` makes the error for one that does not, from a file and a reason."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise damaged(path, "no JSON object")
+    return content
 
 
 def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_where_there_are_no_locks_nothing_is_locked(tmp_path, monkeypatch):
     folders.create(tmp_path / "run", runs.RUN)
     monkeypatch.setattr("fcntl.lockf", none)
     with folders.held(tmp_path / "run", runs.RUN):
-        pass
+        assert folders.HELD not in (tmp_path / "run" / runs.RUN.marker).read_text()
 
 
 def test_a_holder_that_is_unknown(tmp_path, monkeypatch):

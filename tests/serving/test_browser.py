@@ -152,6 +152,7 @@ def test_cancelling_a_search(page, monkeypatch):
     page.click("#send")
     page.click("#stop")
     page.wait_for_selector("text=Cancelled.")
+    assert page.locator(".answer").count() == 0
 
 
 def test_other_runs_and_their_columns(page):
@@ -204,4 +205,6 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(browser, tmp_path):
         page.fill("#token", "a-token-of-some-length")
         page.keyboard.press("Enter")
         page.wait_for_selector("#run option[value=secret]", state="attached")
+        assert page.locator("#token-form").is_hidden()
+        assert "a-token-of-some-length" in page.evaluate("JSON.stringify(sessionStorage)")
         page.close()

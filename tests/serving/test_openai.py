@@ -142,7 +142,9 @@ def test_what_a_search_cannot_do_is_refused(api, settings, message):
 
 
 def test_what_changes_nothing_is_accepted(api):
-    api.completions.create(model="names", prompt="abc", temperature=0, top_p=1, seed=3, user="me", presence_penalty=0)
+    asked = {"model": "names", "prompt": "abc"}
+    found = api.completions.create(**asked, temperature=0, top_p=1, seed=3, user="me", presence_penalty=0)
+    assert found.choices == api.completions.create(**asked).choices
 
 
 @pytest.mark.parametrize(

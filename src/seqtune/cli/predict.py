@@ -77,10 +77,9 @@ def predict(
     [bold]Example[/bold]: seqtune predict runs/names CCO --num-beams 5
     """
     from seqtune.config import ModelConfig, load_config
-    from seqtune.errors import ConfigError
     from seqtune.models.location import check_there
 
-    _check_files(texts, file, out)
+    _check_files(texts, file, out, alone=not (adapter and (file or out or grid)))
     flags = overrides(
         settings, decode__num_beams=num_beams, decode__num_return=num_return, decode__length_penalty=length_penalty,
         decode__max_new_tokens=max_new_tokens, decode__verify=verify, decode__abstain=abstain, decode__engine=engine,
@@ -93,8 +92,6 @@ def predict(
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] - an input that is no text is shown as it came
     if adapter:
-        if file or out or grid:
-            raise ConfigError("--adapter answers texts or stdin, printed beside each other; not --file, --out or --grid")
         _print_beside(Predictor.over(run, adapter, decode, trust_remote_code or ()), texts, as_json)
         return
     predictor = Predictor.of_run(run, decode, task, trust_remote_code or ())
@@ -109,9 +106,11 @@ def predict(
         _print(prediction, number, as_json, predictor.decode.num_return > 1)
 
 
-def _check_files(texts: list[str] | None, file: str | None, out: str | None) -> None:
+def _check_files(texts: list[str] | None, file: str | None, out: str | None, *, alone: bool) -> None:
     from seqtune.errors import ConfigError
 
+    if not alone:
+        raise ConfigError("--adapter answers texts or stdin, printed beside each other; not --file, --out or --grid")
     if file and texts:
         raise ConfigError("give texts or --file, not both")
     if out and Path(out).suffix not in OUT_KINDS:

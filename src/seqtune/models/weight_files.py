@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtune.errors import ModelError
+from seqtune.yaml_files import read_json_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64,
@@ -39,12 +40,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is damaged, or asks for code from the hub.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from None
-    if not isinstance(content, dict):
-        raise damaged(path, "no JSON object")
+    content = read_json_object(path, damaged)
     for key, value in _entries(content):
         # transformers takes such a value for the name of a kernel, which it fetches and runs
         if key.endswith(("attn_implementation", "experts_implementation")) and HUB_CODE.match(str(value)):
