@@ -26,6 +26,7 @@ from seqtune.models.machine import best_device
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate
 from seqtune.runs import VOCABULARY, differences
+from seqtune.scoring.metrics.answers import probabilities
 from seqtune.tokens.encode import Encoder
 
 DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
@@ -274,8 +275,7 @@ class Predictor:
         status = (oddity or "ok") if best.finished else "unfinished"
         details = {"input_status": oddity} if oddity else {}
         if self.task.answers:
-            shares = np.exp([c.score - candidates[0].score for c in candidates])
-            details["probability"] = f"{shares[0] / shares.sum():.4f}"
+            details["probability"] = f"{probabilities(hypotheses)[best.text]:.4f}"
         asked = (example.id, example.input, example.output)
         kept = (self._columns(example), example.context)
         return Prediction(*asked, best.text, best.score, hypotheses, status, details, *kept)

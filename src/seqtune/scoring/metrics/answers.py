@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from seqtune.records import Prediction
+from seqtune.records import Hypothesis, Prediction
 from seqtune.scoring.metrics.base import Metric, item_statistics, mean_metric
 
 NUM_BINS = 10  # of equal width, for the calibration error
@@ -102,18 +102,16 @@ def _near(places: dict[str, int], prediction: str, reference: str) -> float:
     return float(given is not None and due is not None and abs(given - due) <= 1)
 
 
-def probabilities(prediction: Prediction) -> dict[str, float]:
-    """The probability of each answer that is among a prediction's hypotheses; together they are 1.
+def probabilities(hypotheses: Sequence[Hypothesis]) -> dict[str, float]:
+    """The probability of each answer among all those that were weighed; together they are 1.
 
     Example:
         >>> both = (Hypothesis("yes", math.log(0.3), 2, True), Hypothesis("no", math.log(0.1), 2, True))
-        >>> probabilities(Prediction("1", "?", None, "yes", both[0].score, both, "ok"))["yes"]
+        >>> probabilities(both)["yes"]
         0.75
     """
-    if not prediction.hypotheses:
-        return {}
-    highest = max(h.score for h in prediction.hypotheses)
-    shares = {h.text: math.exp(h.score - highest) for h in prediction.hypotheses}
+    highest = max((h.score for h in hypotheses), default=0.0)
+    shares = {h.text: math.exp(h.score - highest) for h in hypotheses}
     total = sum(shares.values())
     return {text: share / total for text, share in shares.items()}
 
@@ -123,7 +121,7 @@ def probability_statistics(predictions: Sequence[Prediction]) -> tuple[np.ndarra
     bins = np.zeros((len(predictions), NUM_BINS, 3))
     losses: list[float | None] = []
     for row, prediction in enumerate(predictions):
-        found = probabilities(prediction)
+        found = probabilities(prediction.hypotheses)
         due = found.get(prediction.reference or "")
         losses.append(None if due is None else -math.log(max(due, 1e-300)))
         if prediction.prediction in found:
