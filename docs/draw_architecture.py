@@ -23,7 +23,7 @@ CHARACTERS = 36  # of module names in a line of a box
 # where a room stands from left to right, so that few arrows pass behind a box
 COLUMNS = {
     "cli": 0.6, "serving": 0.6, "learner": 1.8, "procedures": 1.0, "report": 2.0, "studies": 2.0, "training": 0.0,
-    "decoding": 1.0, "tokens": 0.5, "models": 0.0, "scoring": 2.0, "chem": 3.0, "data": 1.5, "ground": 0.0,
+    "decoding": 1.0, "tokens": 0.5, "models": 0.0, "scoring": 2.0, "chem": 3.0, "data": 1.5, "cluster": 3.0, "ground": 0.0,
 }  # fmt: skip
 # the rooms that a row of a table passes through, in order
 WALK = ("data", "tokens", "models", "training", "decoding", "scoring", "report")

@@ -54,7 +54,6 @@ def test_the_root_holds_the_ground_and_nothing_else():
         "cpus",
         "folders",
         "runs",
-        "ray_cluster",
         "rooms",
         "yaml_files",
     }

@@ -21,6 +21,7 @@ from seqtune.config import Config, DecodeConfig, load_config
 from seqtune.data.tasks import Task
 from seqtune.errors import RunError
 from seqtune.records import Hypothesis, Prediction
+from seqtune.report.answer_table import write_answer_table
 
 CHECKOUT = Path(seqtune.__file__).parents[2]
 
@@ -349,7 +350,7 @@ def test_a_table_of_answers_keeps_the_rows_columns_and_all_hypotheses(tmp_path):
         ),
         Prediction("9", "b", None, "", 0.0, (), "empty", {}, {"name": "b", "status": "shut", "": ""}),
     ]
-    runs.write_prediction_table(tmp_path / "t.csv", rows)
+    write_answer_table(tmp_path / "t.csv", rows)
     with (tmp_path / "t.csv").open(newline="") as handle:
         found = list(csv.reader(handle))
     assert found == [
@@ -362,7 +363,7 @@ def test_a_table_of_answers_keeps_the_rows_columns_and_all_hypotheses(tmp_path):
 @pytest.mark.parametrize(("ids", "columns"), [(("1", "2"), ["input"]), (("one", "two"), ["id", "input"])])
 def test_rows_without_columns_get_no_invented_ids(tmp_path, ids, columns):
     rows = [Prediction(i, text, None, "x", -1.0, (), "ok") for i, text in zip(ids, "ab", strict=True)]
-    runs.write_prediction_table(tmp_path / "t.tsv", rows)
+    write_answer_table(tmp_path / "t.tsv", rows)
     header, first, _ = [line.split("\t") for line in (tmp_path / "t.tsv").read_text().splitlines()]
     assert header == [*columns, "prediction", "status", "log_probability"]
     assert first[: len(columns)] == [ids[0], "a"][-len(columns) :]

@@ -1,10 +1,12 @@
-"""Write a table of procedures for `builtin:base`: strings, and what a rule makes of them. No language, no task of the package.
+"""Write a table of procedures for `builtin:base`: strings, and what a rule makes of them. No task of the package.
 
-    python recipes/base/procedures.py corpus/procedures.csv --rows 300000
+    python recipes/base/procedures.py corpus/procedures.csv --rows 300000 --text corpus
 
 A small model that has copied, sorted, looked up and rewritten strings has the attention that a sequence task needs, whatever
 its strings mean (Wu et al. 2021, https://arxiv.org/abs/2101.06223, LIME; Papadimitriou and Jurafsky 2023,
-https://arxiv.org/abs/2304.13060). Which rule it is stands in front of the string, or two solved examples do.
+https://arxiv.org/abs/2304.13060). Which rule it is stands in front of the string, or two solved examples do. A third of the rows
+are English: words that are missing, errors to mend, sentences to go on with, as T5 was trained (Raffel et al. 2020,
+https://arxiv.org/abs/1910.10683, section 3.1.4), so that the base forgets no language meanwhile.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 OPENING, CLOSING = "([{<", ")]}>"
 SYMBOLS = "=#+-/@.,:;*"
 MOST = 200  # characters of a row
+ENGLISH = 1 / 3  # of the rows
 
 
 def word(generator: random.Random) -> str:
@@ -190,6 +193,51 @@ RULES: dict[str, Rule] = dict(
 )
 
 
+def sentence(generator: random.Random, documents: list[str]) -> list[str]:
+    """Some words in a row of a document."""
+    found = generator.choice(documents).split()
+    start = generator.randrange(max(1, len(found) - 8))
+    return found[start : start + generator.randint(6, 20)]
+
+
+def missing(generator: random.Random, documents: list[str]) -> tuple[str, str]:
+    """One to three words of a sentence are left out; the answer is what they were."""
+    given = sentence(generator, documents)
+    start = generator.randrange(len(given))
+    end = start + generator.randint(1, 3)
+    return f"fill: {' '.join([*given[:start], '_', *given[end:]])}", " ".join(given[start:end])
+
+
+def mend(generator: random.Random, documents: list[str]) -> tuple[str, str]:
+    """A sentence with some characters lost, doubled or exchanged, and the sentence."""
+    right = " ".join(sentence(generator, documents)[:12])
+    characters = list(right)
+    for _ in range(generator.randint(1, 4)):
+        place = generator.randrange(len(characters))
+        characters[place] = generator.choice(["", characters[place] * 2, generator.choice(string.ascii_lowercase)])
+    return f"mend: {''.join(characters)}", right
+
+
+def go_on(generator: random.Random, documents: list[str]) -> tuple[str, str]:
+    """The first words of a sentence, and the rest."""
+    given = sentence(generator, documents)
+    cut = generator.randint(1, max(1, len(given) // 2))
+    return f"go on: {' '.join(given[:cut])}", " ".join(given[cut:])
+
+
+def meaning(generator: random.Random, documents: list[str]) -> tuple[str, str]:
+    """A gloss and the words that it explains, or the other way round (entries of WordNet)."""
+    named, _, gloss = generator.choice(documents).partition(": ")
+    return (f"meaning: {gloss}", named) if generator.random() < 0.5 else (f"explain: {named}", gloss)
+
+
+def english(generator: random.Random, texts: dict[str, list[str]]) -> tuple[str, str]:
+    """A row of one of the four kinds, from a text that has it."""
+    kind = generator.choice([missing, mend, go_on, meaning])
+    name = "wordnet" if kind is meaning else generator.choice(list(texts))
+    return kind(generator, texts[name])
+
+
 def row(generator: random.Random) -> tuple[str, str]:
     """A question and its answer; the rule is named, or shown on two other strings."""
     name = generator.choice(list(RULES))
@@ -206,14 +254,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--text", type=Path, required=True, help="the folder that corpus.py wrote")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     generator, seen = random.Random(arguments.seed), set[str]()
+    texts = {path.stem: path.read_text("utf-8").split("\n\n") for path in sorted(arguments.text.glob("*.txt"))}
     with arguments.file.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["input", "output"])
         while len(seen) < arguments.rows:
-            given, answer = row(generator)
+            given, answer = english(generator, texts) if generator.random() < ENGLISH else row(generator)
             if given not in seen and answer.strip() and len(given) + len(answer) <= MOST:
                 seen.add(given)
                 writer.writerow([given, answer])

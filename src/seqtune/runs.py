@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -32,7 +30,6 @@ PACKAGES = (
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 PREDICTIONS = "predictions.jsonl"
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # to a spreadsheet: https://owasp.org/www-community/attacks/CSV_Injection
 RUN = Kind(
     name="run",
     marker=".seqtune-run",
@@ -105,44 +102,6 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write `predictions.jsonl`."""
     write_jsonl(path, (p.to_dict() for p in predictions))
-
-
-def write_prediction_table(path: Path, predictions: Iterable[Prediction], *, escape: bool = True) -> None:
-    """Write predictions as .csv or .tsv for spreadsheets: the row's own columns, and beside them the answer.
-
-    Further hypotheses follow as `prediction_2`, `log_probability_2` and so on, then the details. Where the row has a column of
-    such a name, ours begins with `seqtune_`. A row that came without columns has its input, and its name if it has one.
-
-    Args:
-        path: the file.
-        predictions: any number.
-        escape: put an apostrophe before a text that a spreadsheet would compute.
-    """
-    records = list(predictions)
-    names = any(p.id != str(number) for number, p in enumerate(records, start=1))
-    rows = [dict(p.fields) or ({"id": p.id} if names else {}) | {"input": p.input} for p in records]
-    theirs = list(dict.fromkeys(column for row in rows for column in row))
-    answers = [_answer_columns(p) for p in records]
-    ours = list(dict.fromkeys(column for answer in answers for column in answer))
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
-    lines = [[*theirs, *(f"seqtune_{column}" if column in theirs else column for column in ours)]]
-    for row, answer in zip(rows, answers, strict=True):
-        lines.append([*(row.get(column, "") for column in theirs), *(answer.get(column, "") for column in ours)])
-    writer.writerows([_inert(cell) for cell in line] if escape else line for line in lines)
-    write_text(path, out.getvalue())
-
-
-def _inert(cell: str) -> str:
-    """A cell that a spreadsheet takes for text or a number, not for a formula."""
-    return f"'{cell}" if cell.startswith(FORMULAS) and not re.fullmatch(r"[-+][\d.]+", cell) else cell
-
-
-def _answer_columns(p: Prediction) -> dict[str, str]:
-    columns = {"prediction": p.prediction, "status": p.status, "log_probability": f"{p.score:.4f}"}
-    for number, other in enumerate((h for h in p.hypotheses if h.text != p.prediction), start=2):
-        columns |= {f"prediction_{number}": other.text, f"log_probability_{number}": f"{other.score:.4f}"}
-    return columns | dict(p.details)
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:

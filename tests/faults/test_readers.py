@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from seqtune import runs
 from seqtune.cli.app import run_app
 from seqtune.config import load_config
 from seqtune.errors import ConfigError, DataError
 from seqtune.records import Prediction
+from seqtune.report.answer_table import write_answer_table
 from seqtune.scoring.evaluate import read_predictions
 from seqtune.yaml_files import parse_override, read_yaml_mapping
 
@@ -55,13 +55,13 @@ def test_a_score_that_is_no_number(tmp_path, score):
 def test_a_table_for_spreadsheets_holds_no_formulas(tmp_path):
     texts = ["=1+1", "+1", "-2.5", "@SUM(A1)", "-cmd|' /C calc'!A0", "\tx", "CC=O", "-"]
     rows = [Prediction(str(i), t, None, t, -1.5, (), "ok", {"verdict": t}) for i, t in enumerate(texts)]
-    runs.write_prediction_table(tmp_path / "a.csv", rows)
+    write_answer_table(tmp_path / "a.csv", rows)
     with (tmp_path / "a.csv").open(newline="") as handle:
         read = list(csv.DictReader(handle))
     safe = ["'=1+1", "+1", "-2.5", "'@SUM(A1)", "'-cmd|' /C calc'!A0", "'\tx", "CC=O", "'-"]
     assert [row["prediction"] for row in read] == [row["verdict"] for row in read] == safe
     assert {row["log_probability"] for row in read} == {"-1.5000"}
-    runs.write_prediction_table(tmp_path / "b.tsv", rows, escape=False)
+    write_answer_table(tmp_path / "b.tsv", rows, escape=False)
     with (tmp_path / "b.tsv").open(newline="") as handle:
         assert [row["prediction"] for row in csv.DictReader(handle, delimiter="\t")] == texts
 

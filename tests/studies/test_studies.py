@@ -346,11 +346,13 @@ def test_on_a_cluster_the_same_runs_come_out(folder, llama_folder):
     with pytest.raises(RunError, match=r"no Ray cluster answers at '127.0.0.1:1' \(.*refused\); give host:port"):
         studies.run(study, ray="127.0.0.1:1", quiet=True)
     too_large = study.model_copy(update={"cpus": 10_000})
-    with pytest.raises(RunError, match="a point wants 10000 processors and 0 GPUs; the largest machine"):
+    with pytest.raises(RunError, match="a task wants 10000 processors and 0 GPUs; the largest machine"):
         studies.run(too_large, ray="local", quiet=True)
     # a task that is asked to stop leaves a checkpoint behind
     long = studies.plan(without_validation(folder, llama_folder, axes={"train.max_steps": [5000]}, budget=MANY_EPOCHS))[0]
-    cluster = pytest.importorskip("seqtune.studies.cluster").Cluster("local", 1, 0.0, Path(study.out) / "study.yaml")
+    cluster = pytest.importorskip("seqtune.cluster.tasks").Tasks(
+        "local", 1, 0.0, Path(study.out) / "study.yaml", execution.run_chain, processes.Stopped
+    )
     task = cluster.submit([long])
     wait_until(lambda: (long.run / "log.jsonl").exists() or task.done())
     task.stop()

@@ -25,17 +25,18 @@ from seqtune.cli.app import (
     VerifyOption,
     app,
     overrides,
+    print_json,
     read_only,
     section,
 )
 from seqtune.report.scores import explained
 
 if TYPE_CHECKING:
-    from seqtune.config import DataConfig
     from seqtune.decoding.predictor import Predictor
+    from seqtune.procedures.predict import Question
     from seqtune.records import Prediction
 
-OUT_KINDS = (".jsonl", ".csv", ".tsv")
+OUT_KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
 READ = ("data.delimiter", "data.quote", "data.id", "data.max_cell_characters")
 CHUNK = 256  # lines of stdin answered at once
 AdapterOption = Annotated[
@@ -50,8 +51,14 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; none: read stdin.")] = None,
     file: Annotated[str | None, typer.Option("--file", help="A table of inputs; for molecules also .smi or .sdf.")] = None,
     out: Annotated[
-        str | None, typer.Option("--out", help="File for the answers: .jsonl, or .csv or .tsv with all columns.")
+        str | None,
+        typer.Option("--out", help="File for the answers: .jsonl, or .csv, .tsv, .parquet with all columns; or a folder."),
     ] = None,
+    shards: Annotated[
+        str | None, typer.Option("--shards", help="With --out FOLDER: jsonl (default), csv, tsv or parquet.")
+    ] = None,
+    shard_rows: Annotated[int | None, typer.Option("--shard-rows", help="With --out FOLDER: rows a file; 2,000.")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="With --out FOLDER: a Ray cluster's address, or local.")] = None,
     adapter: AdapterOption = None,
     no_escape: Annotated[
         bool, typer.Option("--no-escape", help="CSV, TSV: leave texts that a spreadsheet takes for formulas as they are.")
@@ -80,6 +87,7 @@ def predict(
     from seqtune.models.location import check_there
 
     _check_files(texts, file, out, alone=not (adapter and (file or out or grid)))
+    in_shards = _is_folder(out, shards or shard_rows or ray, file, grid)
     flags = overrides(
         settings, decode__num_beams=num_beams, decode__num_return=num_return, decode__length_penalty=length_penalty,
         decode__max_new_tokens=max_new_tokens, decode__verify=verify, decode__abstain=abstain, decode__engine=engine,
@@ -94,8 +102,20 @@ def predict(
     if adapter:
         _print_beside(Predictor.over(run, adapter, decode, trust_remote_code or ()), texts, as_json)
         return
-    predictor = Predictor.of_run(run, decode, task, trust_remote_code or ())
-    answers = _from_table(predictor, file, input, config.data) if file else _from_lines(predictor, texts)
+    if file:
+        from seqtune.procedures.predict import SHARD_ROWS, Question
+
+        question = Question(
+            run, file, input, decode, task, tuple(trust_remote_code or ()), config.data, f".{shards or 'jsonl'}",
+            SHARD_ROWS if shard_rows is None else shard_rows, not no_escape,
+        )  # fmt: skip
+        if in_shards:
+            _in_shards(question, Path(out or ""), ray, as_json=as_json)
+            return
+        predictor, answers = _from_table(question)
+    else:
+        predictor = Predictor.of_run(run, decode, task, trust_remote_code or ())
+        answers = _from_lines(predictor, texts)
     if grid:
         answers = list(answers)
         _draw(predictor, answers, Path(grid))
@@ -113,53 +133,76 @@ def _check_files(texts: list[str] | None, file: str | None, out: str | None, *, 
         raise ConfigError("--adapter answers texts or stdin, printed beside each other; not --file, --out or --grid")
     if file and texts:
         raise ConfigError("give texts or --file, not both")
-    if out and Path(out).suffix not in OUT_KINDS:
-        raise ConfigError(f"--out {out!r}: the file must end in {', '.join(OUT_KINDS)}")
+    if out and Path(out).suffix not in (*OUT_KINDS, ""):
+        raise ConfigError(f"--out {out!r}: a file must end in {', '.join(OUT_KINDS)}; a name without an ending is a folder")
     if file and out and Path(out).exists() and Path(file).exists() and Path(file).samefile(out):
         raise ConfigError(f"--out {out!r} is the table that is read; name another file")
 
 
+def _is_folder(out: str | None, asked: object, file: str | None, grid: str | None) -> bool:
+    """True for answers in shards.
+
+    Raises:
+        ConfigError: what is asked for does not go together.
+    """
+    from seqtune.errors import ConfigError
+
+    if out is None or Path(out).suffix:
+        if asked:
+            raise ConfigError("--shards, --shard-rows and --ray are for --out FOLDER, a name without an ending")
+        return False
+    if file is None:
+        raise ConfigError(f"--out {out!r} is a folder of shards, which answers a table: give it with --file")
+    if grid:
+        raise ConfigError("--grid draws the answers of one call, not those of shards")
+    return True
+
+
 def _write(answers: Iterable[Prediction], out: Path, *, escape: bool) -> None:
-    from seqtune.runs import write_prediction_table, write_predictions
+    from seqtune.report.answer_table import write_answer_table
+    from seqtune.runs import write_predictions
 
     out.parent.mkdir(parents=True, exist_ok=True)
     predictions = list(answers)
     if out.suffix == ".jsonl":
         write_predictions(out, predictions)
     else:
-        write_prediction_table(out, predictions, escape=escape)
+        write_answer_table(out, predictions, escape=escape)
     print(f"{len(predictions):,} answers: {out}", file=sys.stderr)
-    for status, count in Counter(p.status for p in predictions).items():
+    _print_status(Counter(p.status for p in predictions))
+
+
+def _print_status(found: Counter[str]) -> None:
+    for status, count in found.items():
         if status not in ("ok", "verified"):
             print(f"{count:,} of them {explained(status)}", file=sys.stderr)
 
 
-def _from_table(predictor: Predictor, file: str, column: str | None, data: DataConfig) -> Iterator[Prediction]:
-    from seqtune import plugins
-    from seqtune.data.files import open_table
-    from seqtune.data.layouts import SAID, layout_of
-    from seqtune.data.sources import read_examples
+def _from_table(question: Question) -> tuple[Predictor, Iterator[Prediction]]:
     from seqtune.decoding.predictor import predict_with_progress
-    from seqtune.errors import DataError, near_path
+    from seqtune.procedures.predict import rows_of
 
-    readers = predictor.task.pack.readers if predictor.task.pack else {}
-    reader = readers.get(Path(file).suffix.lower())
-    if reader:
-        if not Path(file).exists():
-            raise DataError(f"{file!r} does not exist{near_path(Path(file))}")
-        yield from predict_with_progress(predictor, list(plugins.load(reader)(Path(file))), "predict")
-        return
-    task = dataclasses.replace(predictor.task, input=column) if column else predictor.task
-    settings = task.reading(data)
-    if said := SAID.get(layout_of(open_table(file, settings).columns, settings)):
+    predictor = question.predictor()
+    found, rejected, said = rows_of(predictor, question)
+    if said:
         print(said, file=sys.stderr)
-    examples, rejected = read_examples(file, settings, need_output=False)
-    predictor.template.check_columns(list(examples[0].fields), with_target=False)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
-    rows = list(examples)
-    for example, prediction in zip(rows, predict_with_progress(predictor, rows, "predict"), strict=True):
-        yield dataclasses.replace(prediction, fields=example.fields)
+    rows = list(found)
+    answers = zip(rows, predict_with_progress(predictor, rows, "predict"), strict=True)
+    return predictor, (dataclasses.replace(answer, fields=row.fields) for row, answer in answers)
+
+
+def _in_shards(question: Question, out: Path, ray: str | None, *, as_json: bool) -> None:
+    from seqtune.procedures.predict import answer_in_shards
+
+    answered = answer_in_shards(question, out, ray=ray)
+    if as_json:
+        print_json({"out": str(out), **dataclasses.asdict(answered)})
+        return
+    there = f", {answered.num_found:,} of them were there already" if answered.num_found else ""
+    print(f"{answered.num_rows:,} answers in {answered.num_shards:,} files{there}: {out}", file=sys.stderr)
+    _print_status(answered.status)
 
 
 def _from_lines(predictor: Predictor, texts: list[str] | None) -> Iterator[Prediction]:

@@ -24,6 +24,7 @@ from seqtune.config import DataConfig, DecodeConfig
 from seqtune.data.sources import read_examples
 from seqtune.errors import DataError, SeqtuneError
 from seqtune.records import Example, Prediction
+from seqtune.report.answer_table import write_answer_table
 from seqtune.serving.limits import Limits
 from seqtune.serving.predicting import settings
 from seqtune.serving.refusals import Json, Refusal
@@ -160,7 +161,7 @@ class Jobs:
                 predictions += [replace(p, fields=row.fields) for row, p in zip(portion, answers, strict=True)]
                 job.num_done = len(predictions)
             await asyncio.to_thread(runs.write_predictions, job.folder / "answers.jsonl", predictions)
-            await asyncio.to_thread(runs.write_prediction_table, job.folder / "answers.csv", predictions)
+            await asyncio.to_thread(write_answer_table, job.folder / "answers.csv", predictions)
             job.state = "done"
         except (SeqtuneError, Refusal) as error:
             job.state, job.error = "failed", str(getattr(error, "message", error))

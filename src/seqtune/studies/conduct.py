@@ -13,9 +13,9 @@ import yaml
 from seqtune import folders, plugins, progress, runs
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
-from seqtune.studies.execution import Executor, Failure, Local, describe_failure, stop_all
+from seqtune.studies.execution import Executor, Failure, Local, describe_failure, run_chain, stop_all
 from seqtune.studies.points import Point, Study, chains, is_done, plan, points_of, shared_prefixes
-from seqtune.studies.processes import POLL_SECONDS
+from seqtune.studies.processes import POLL_SECONDS, Stopped
 from seqtune.studies.tables import compare, summarise, tabulate
 from seqtune.studies.times import seconds_left
 
@@ -61,7 +61,7 @@ def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome
         executor = Local(study.jobs)
     else:
         cpus = study.cpus or max(1, available_cpus() // study.jobs)
-        executor = plugins.load("seqtune.studies.cluster:Cluster")(ray, cpus, study.gpus, settings)
+        executor = plugins.load("seqtune.cluster.tasks:Tasks")(ray, cpus, study.gpus, settings, run_chain, Stopped)
     total = study.search.trials if study.search else len(points)
     try:
         with progress.show("study", total, enabled=not quiet) as tick:
