@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import polars
 import pytest
@@ -19,6 +21,7 @@ from seqtune.procedures import predict
 from seqtune.procedures.predict import Question, answer_in_shards
 from seqtune.records import Example, Hypothesis, Prediction
 from seqtune.report.answer_table import write_shard
+from seqtune.scoring.evaluate import evaluate, read_predictions
 
 ROWS = 23
 
@@ -87,8 +90,6 @@ def test_only_what_is_missing_is_answered_again(question, tmp_path, monkeypatch)
     ],
 )
 def test_answers_to_another_question_are_left_alone(question, tmp_path, change, said):
-    from dataclasses import replace
-
     answer_in_shards(question, tmp_path / "out", quiet=True)
     with pytest.raises(RunError, match="holds answers to another question") as caught:
         answer_in_shards(replace(question, **change), tmp_path / "out", quiet=True)
@@ -100,8 +101,6 @@ def test_answers_to_another_question_are_left_alone(question, tmp_path, change, 
 
 
 def test_another_table_or_kind_is_told(question, tmp_path):
-    from dataclasses import replace
-
     with pytest.raises(DataError, match="does not exist"):
         answer_in_shards(replace(question, file="absent.csv"), tmp_path / "out", quiet=True)
     with pytest.raises(ConfigError, match=r"kinds \.jsonl, \.csv, \.tsv, \.parquet .* asked for were '\.xml' and 10"):
@@ -110,8 +109,6 @@ def test_another_table_or_kind_is_told(question, tmp_path):
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet"])
 def test_shards_of_a_table_have_the_same_columns_and_can_be_read_as_one(question, tmp_path, kind):
-    from dataclasses import replace
-
     answer_in_shards(replace(question, kind=kind), tmp_path / kind, quiet=True)
     answer_in_shards(question, tmp_path / "jsonl", quiet=True)
     pattern = str(tmp_path / kind / f"part-*{kind}")
@@ -134,6 +131,19 @@ def test_an_abstention_keeps_its_columns(tmp_path):
         "prediction_2": "a", "log_probability_2": "-1.0000", "prediction_3": "b", "log_probability_3": "-1.0000",
         "details": '{"verdict": "wrong"}',
     }  # fmt: skip
+
+
+def test_shards_with_references_are_scored_as_one_when_all_are_there(question, tmp_path):
+    table = polars.read_csv(question.file).with_columns(output=polars.lit("water"))
+    table.write_csv(question.file)
+    answer_in_shards(question, tmp_path / "out", quiet=True)
+    found = read_predictions(tmp_path / "out")
+    assert [p.input for p in found] == table["input"].to_list()
+    assert {p.reference for p in found} == {"water"}
+    assert evaluate(found)["num_items"] == ROWS
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(DataError, match="holds 3 files of answers and is not finished; give the `seqtune predict` command"):
+        read_predictions(tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -164,12 +174,17 @@ def test_a_cluster_writes_the_same_bytes_and_replaces_a_worker_that_dies(questio
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 
+    question = replace(question, shard_rows=1)
     answer_in_shards(question, tmp_path / "here", quiet=True)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     try:
-        answer_in_shards(question, tmp_path / "there", ray=cluster.address, quiet=True)
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(answer_in_shards, question, tmp_path / "there", ray=cluster.address, quiet=True)
+            while not list((tmp_path / "there").glob("part-*")) and not future.done():
+                time.sleep(0.01)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            assert future.result().num_rows == ROWS
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -19,6 +19,7 @@ from seqtune.data.tasks import Task
 from seqtune.errors import DataError, near_path
 from seqtune.plugins import TaskMetrics
 from seqtune.records import Example, Hypothesis, Prediction, Turn, lone_surrogate
+from seqtune.runs import PREDICTIONS, is_complete
 from seqtune.scoring.metrics import METRICS
 from seqtune.scoring.metrics.answers import NUM_BINS, answer_metrics, calibration_error, probability_statistics
 from seqtune.scoring.metrics.base import mean
@@ -33,7 +34,8 @@ def read_predictions(path: str | Path, reference: str = "reference") -> list[Pre
     """Read `predictions.jsonl`; only `prediction` and `reference` are required, rows without reference are refused.
 
     Args:
-        path: the file, or the run or evaluation folder that holds it; or a .csv or .tsv with the same columns.
+        path: the file, or the run or evaluation folder that holds it; a folder of `part-*.jsonl` that `seqtune predict` has
+            finished; or a .csv or .tsv with the same columns.
         reference: what the references are called.
 
     Raises:
@@ -41,7 +43,10 @@ def read_predictions(path: str | Path, reference: str = "reference") -> list[Pre
     """
     file = Path(path)
     if file.is_dir():
-        file /= "predictions.jsonl"
+        shards = sorted(file.glob("part-*.jsonl"))
+        file /= PREDICTIONS
+        if shards and not file.exists():
+            return _of_shards(Path(path), shards, reference)
     if not file.is_file():
         near = near_path(Path(path)) or "; it should be a predictions.jsonl, or a folder that holds one"
         raise DataError(f"{str(file)!r} does not exist{near}")
@@ -51,6 +56,15 @@ def read_predictions(path: str | Path, reference: str = "reference") -> list[Pre
             return _predictions(lines, str(path), DELIMITERS.get(file.suffix), reference)
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not UTF-8 text: {error}") from None
+
+
+def _of_shards(folder: Path, shards: Sequence[Path], reference: str) -> list[Prediction]:
+    if not is_complete(folder):
+        raise DataError(
+            f"{str(folder)!r} holds {len(shards):,} files of answers and is not finished; give the `seqtune predict` command "
+            "again, which goes on with the rest"
+        )
+    return [prediction for shard in shards for prediction in read_predictions(shard, reference)]
 
 
 def read_archive(path: str | Path, reference: str = "reference") -> dict[str, list[Prediction]]:
@@ -63,7 +77,7 @@ def read_archive(path: str | Path, reference: str = "reference") -> dict[str, li
         raise DataError(f"{str(path)!r} does not exist{near_path(Path(path))}")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if Path(name).name == "predictions.jsonl"]
+            names = [name for name in archive.namelist() if Path(name).name == PREDICTIONS]
             texts = {name: archive.read(name).decode() for name in names}
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r} cannot be read as a zip: {error}") from None
