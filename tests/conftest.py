@@ -75,7 +75,7 @@ def byte_fallback_tokenizer():
 
 def build_tokenizer(family: str):
     """The kind of tokenizer that a family's public checkpoints carry."""
-    return byte_fallback_tokenizer() if family == "llama" else byte_level_tokenizer(add_start=family == "opt")
+    return byte_fallback_tokenizer() if family in ("llama", "mistral") else byte_level_tokenizer(add_start=family == "opt")
 
 
 def build_model(family: str, vocab_size: int, width: int = 32):
@@ -102,6 +102,13 @@ def build_model(family: str, vocab_size: int, width: int = 32):
         "llama": lambda: t.LlamaConfig(
             hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
             max_position_embeddings=128, bos_token_id=1, eos_token_id=2, **size),
+        "mistral": lambda: t.MistralConfig(
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=128, bos_token_id=1, eos_token_id=2, **size),
+        "qwen2": lambda: t.Qwen2Config(
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=128, rope_parameters={"rope_type": "default", "rope_theta": 500.0}, bos_token_id=0,
+            eos_token_id=0, **size),
     }  # fmt: skip
     torch.manual_seed(0)
     model = t.AutoModelForCausalLM.from_config(configs[family]())

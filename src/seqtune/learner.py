@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars
+import pyarrow
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from seqtune.config import load_config
+from seqtune import folders
+from seqtune.config import DataConfig, DecodeConfig, load_config, validate
+from seqtune.data.sources import read_examples
 from seqtune.decoding.predictor import Predictor
-from seqtune.errors import DataError
+from seqtune.errors import ConfigError, DataError, RunError
 from seqtune.procedures import evaluate as evaluation
 from seqtune.procedures import fit as fitting
 from seqtune.procedures.fit import Fitted
+from seqtune.procedures.handover import hand_over, write_beside
 from seqtune.records import Example, Prediction
+from seqtune.report.notebook import Answers, Scores
 from seqtune.scoring import evaluate as scoring
 from seqtune.training.log import read_log
 
@@ -26,7 +32,8 @@ from seqtune.training.log import read_log
 class SequenceLearner(BaseEstimator):
     """Learns to turn one text into another.
 
-    Inputs are texts, or a frame (pandas or polars) whose columns the template names; a frame of one column is its texts.
+    Inputs are texts (a list, or a column of numpy, pandas, polars or pyarrow), or a frame (pandas, polars or pyarrow) whose
+    columns the template names; a frame of one column is its texts. A fitted learner can be pickled.
 
     Args:
         model: hub id, folder or builtin:NAME.
@@ -117,9 +124,59 @@ class SequenceLearner(BaseEstimator):
             self.history_ = read_log(fitted.folder)
         return self
 
+    def save(self, folder: str) -> None:
+        """Write what was learnt as a folder, which `load` reads, and plain transformers too.
+
+        Raises:
+            RunError: the folder is in the way.
+            ConfigError: an adapter was trained, which only a run can hold.
+        """
+        check_is_fitted(self, "predictor_")
+        predictor, place = self.predictor_, Path(folder)
+        if predictor.adapter_method != "full":
+            raise ConfigError("save: an adapter is kept as a run; fit with out=FOLDER, and load that")
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise RunError(f"{folder!r} exists and is not empty; choose another folder")
+        with folders.writing(place) as hidden:
+            hand_over(predictor.model, predictor.encoder, predictor.task, predictor.decode, hidden)
+            write_beside(predictor.task, predictor.decode, hidden)
+            lines = "".join(f"{json.dumps(line)}\n" for line in self.history_)
+            (hidden / "log.jsonl").write_text(lines, encoding="utf-8")
+
     def predict(self, inputs: Any) -> np.ndarray:
         """The best hypothesis for every input, an object array [N]."""
         return np.array([p.prediction for p in self.predictions(inputs)], dtype=object)
+
+    def decision_function(self, inputs: Any) -> np.ndarray:
+        """How sure every answer is: the natural-log probability of the best hypothesis, [N]; 0 where there is no answer."""
+        return np.array([p.score for p in self.predictions(inputs)])
+
+    def predict_nbest(self, inputs: Any, n: int) -> list[list[tuple[str, float]]]:
+        """The n best hypotheses of a beam search for every input, each with its natural-log probability, best first.
+
+        Raises:
+            ConfigError: n is more than the beams that there can be.
+        """
+        check_is_fitted(self, "predictor_")
+        decode = self.predictor_.decode.model_dump() | {"num_beams": max(n, self.predictor_.decode.num_beams), "num_return": n}
+        searching = self.predictor_.searching_by(validate(DecodeConfig, decode, "decode."))
+        return [[(h.text, h.score) for h in p.hypotheses] for p in searching.predict(_examples(inputs))]
+
+    def predict_file(self, path: str, batch_size: int = 1024) -> Iterator[Prediction]:
+        """Answers to a table of any size, in its order, `batch_size` of them in memory at a time.
+
+        Args:
+            path: CSV, TSV, JSONL or Parquet, with the columns that the template names.
+            batch_size: rows that are answered together.
+
+        Raises:
+            DataError: the table cannot be read, or a column is missing.
+        """
+        check_is_fitted(self, "predictor_")
+        task = self.predictor_.task
+        rows, _ = read_examples(path, task.reading(DataConfig()), need_output=False)
+        for start in range(0, len(rows), batch_size):
+            yield from self.predictor_.predict(list(rows[start : start + batch_size]))
 
     def predictions(self, inputs: Any) -> list[Prediction]:
         """All that is known of every answer: its status, its log-probability, and, with beams, the other hypotheses.
@@ -127,12 +184,19 @@ class SequenceLearner(BaseEstimator):
         How many hypotheses is a setting: `SequenceLearner(num_beams=5, settings={"decode.num_return": 5})`.
         """
         check_is_fitted(self, "predictor_")
-        return self.predictor_.predict(_examples(inputs))
+        return Answers(self.predictor_.predict(_examples(inputs)))
 
     def score(self, inputs: Any, outputs: Sequence[str]) -> float:
         """Exact match, in [0, 1]; outer blanks of the outputs do not count, as no answer has any."""
         found = self.predict(inputs)
         return float(np.mean([p == o.strip() for p, o in zip(found, _texts(outputs, "outputs"), strict=True)]))
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn may expect: texts in, texts out."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.one_d_array, tags.input_tags.string = False, True, True
+        tags.target_tags.required = True
+        return tags
 
 
 def fit(data: str, *, settings: Mapping[str, Any] | None = None, quiet: bool = False) -> Fitted:
@@ -167,7 +231,7 @@ def predict(run: str, inputs: Any, **decode: Any) -> list[Prediction]:
     Example:
         seqtune.predict("runs/names", ["CCO"], num_beams=5)[0].prediction
     """
-    return Predictor.of_run(run, decode).predict(_examples(inputs))
+    return Answers(Predictor.of_run(run, decode).predict(_examples(inputs)))
 
 
 def evaluate(run: str, data: str, out: str | None = None, *, quiet: bool = False, **decode: Any) -> dict[str, Any]:
@@ -186,7 +250,7 @@ def evaluate(run: str, data: str, out: str | None = None, *, quiet: bool = False
     Example:
         seqtune.evaluate("runs/names", "test.csv")["exact_match"]["value"]
     """
-    return evaluation.evaluate(run, evaluation.Questions(data, decode=decode), Path(out) if out else None, quiet=quiet)
+    return Scores(evaluation.evaluate(run, evaluation.Questions(data, decode=decode), Path(out) if out else None, quiet=quiet))
 
 
 def compare(a: str, b: str) -> dict[str, Any]:
@@ -202,7 +266,7 @@ def compare(a: str, b: str) -> dict[str, Any]:
     Example:
         seqtune.compare("runs/small", "runs/large")["exact_match"]["p_value"]
     """
-    return scoring.compare(scoring.read_predictions(a), scoring.read_predictions(b))
+    return Scores(scoring.compare(scoring.read_predictions(a), scoring.read_predictions(b)))
 
 
 def _examples(inputs: Any) -> list[Example]:
@@ -212,6 +276,8 @@ def _examples(inputs: Any) -> list[Example]:
 
 def _rows(values: Any, what: str) -> list[dict[str, str]]:
     """Each row's columns; what is no frame has the column `input` alone."""
+    if isinstance(values, pyarrow.Table | pyarrow.RecordBatch):
+        values = polars.from_arrow(values)
     if not hasattr(values, "columns"):
         return [{"input": text} for text in _texts(values, what)]
     names = [str(name) for name in values.columns]
@@ -228,6 +294,8 @@ def _rows(values: Any, what: str) -> list[dict[str, str]]:
 def _texts(values: Any, what: str) -> list[str]:
     if isinstance(values, str):
         raise DataError(f"{what} is a single text, {values[:40]!r}; give a list of texts: [{values[:40]!r}]")
+    if isinstance(values, pyarrow.Array | pyarrow.ChunkedArray):
+        values = values.to_pylist()
     texts = [v[0] if isinstance(v, np.ndarray) and v.shape == (1,) else v for v in values]
     bad = next((i for i, v in enumerate(texts) if not isinstance(v, str)), None)
     if bad is not None:

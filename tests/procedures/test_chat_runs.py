@@ -17,7 +17,7 @@ from seqtune.decoding.predictor import Predictor
 from seqtune.learner import SequenceLearner
 from seqtune.models.loading import load_tokenizer
 from seqtune.procedures.evaluate import Questions, evaluate
-from seqtune.procedures.export import export
+from seqtune.procedures.export import Order, export
 from seqtune.procedures.fit import fit
 from seqtune.records import Example, Turn
 from seqtune.runs import read_json
@@ -71,7 +71,7 @@ def test_a_run_remembers_template_system_and_end(finished):
 @pytest.mark.parametrize("full", [False, True], ids=["trimmed", "whole"])
 def test_plain_transformers_answers_like_predict(finished, tmp_path, full):
     run, folder = finished / "run", tmp_path / "exported"
-    facts = export(run, folder, full_vocabulary=full, num_verified=10)
+    facts = export(run, folder, Order(full_vocabulary=full, num_verified=10))
     assert (facts["num_verified"], facts["num_different"]) == (10, 0)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
     predictor = Predictor.of_run(str(run))

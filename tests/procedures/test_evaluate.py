@@ -21,7 +21,7 @@ from seqtune.errors import ConfigError, DataError, MissingDependencyError
 from seqtune.plugins import TaskPlugin
 from seqtune.procedures import evaluate as procedure
 from seqtune.procedures.evaluate import Questions, answer_and_score, evaluate
-from seqtune.procedures.export import export
+from seqtune.procedures.export import Order, export
 from seqtune.procedures.fit import fit
 from seqtune.records import Example
 from seqtune.scoring.evaluate import read_predictions
@@ -91,7 +91,7 @@ def test_a_setting_that_a_verb_does_not_use_is_refused(verb, run, capsys):
 def test_predictions_keep_the_columns_that_the_template_needs(run, tmp_path):
     for prediction in read_predictions(run):
         assert prediction.fields == {"kind": "odd" if int(prediction.input) % 2 else "even"}
-    facts = export(run, tmp_path / "exported", num_verified=5)
+    facts = export(run, tmp_path / "exported", Order(num_verified=5))
     assert facts["num_different"] == 0
 
 

@@ -16,7 +16,7 @@ from seqtune.config import load_config
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import RunError
-from seqtune.procedures.export import export
+from seqtune.procedures.export import Order, export
 from seqtune.procedures.fit import fit
 from seqtune.records import Example
 from seqtune.runs import read_kept_tokens
@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 
 
 def test_an_exported_run_predicts_what_it_predicted(finished, tmp_path):
-    facts = export(finished / "run", tmp_path / "out", num_verified=10)
+    facts = export(finished / "run", tmp_path / "out", Order(num_verified=10))
     assert facts["num_verified"] == 10
     assert facts["num_different"] == 0
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == facts["num_tokens"]
@@ -49,7 +49,7 @@ def test_an_exported_run_predicts_what_it_predicted(finished, tmp_path):
 
 def test_the_full_vocabulary_comes_back(finished, tmp_path):
     """Kept rows are the trained ones, the others the base's; every text of the base is encodable as before."""
-    facts = export(finished / "run", tmp_path / "out", full_vocabulary=True, num_verified=5)
+    facts = export(finished / "run", tmp_path / "out", Order(full_vocabulary=True, num_verified=5))
     kept = read_kept_tokens(finished / "run")
     base, whole, trained = (
         AutoModelForCausalLM.from_pretrained(p) for p in (finished / "base", tmp_path / "out", finished / "run" / "model")
@@ -78,11 +78,11 @@ def test_what_cannot_be_exported_is_refused(finished, tmp_path):
     with pytest.raises(RunError, match="exists and is not empty"):
         export(finished / "run", finished / "base")
     done = subprocess.run(
-        [sys.executable, "-m", "seqtune", "export", str(finished / "run"), "--out", str(tmp_path / "x"), "--to", "onnx"],
+        [sys.executable, "-m", "seqtune", "export", str(finished / "run"), "--out", str(tmp_path / "x"), "--to", "onx"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "--to 'onnx' is unknown; there is: hf" in done.stderr
+    assert "--to 'onx' is unknown; did you mean 'onnx'?; there is: hf, gguf" in done.stderr
 
 
 def test_export_speaks_json(finished, tmp_path):
@@ -111,7 +111,7 @@ def test_a_pipeline_answers_one_user_message_like_predict(tmp_path, capsys, fami
         }
     )  # fmt: skip
     fit(config, quiet=True)
-    export(tmp_path / "run", tmp_path / "whole", full_vocabulary=True)
+    export(tmp_path / "run", tmp_path / "whole", Order(full_vocabulary=True))
     texts = ["101", "one two", "7", "a  b"]
     task = Task.load(tmp_path / "run" / "task.yaml")
     for folder in (tmp_path / "run" / "model", tmp_path / "whole"):

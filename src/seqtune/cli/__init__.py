@@ -23,6 +23,7 @@ from seqtune.cli import (  # noqa: F401
     fit,
     predict,
     pretrain,
+    push,
     report,
     score,
     serve,

@@ -21,14 +21,16 @@ from seqtune.decoding.engines.weights import dtype_of
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError, TooLongError
 from seqtune.models import loading
 from seqtune.models.adapters import Adapter, load_trained
-from seqtune.models.location import holds_adapter, local_folder
+from seqtune.models.location import beside, holds_adapter, local_folder
 from seqtune.models.machine import best_device
 from seqtune.models.soft_prompts import num_virtual_tokens
-from seqtune.records import Candidate, Example, Hypothesis, Prediction, lone_surrogate
+from seqtune.records import Candidate, Example, Hypothesis, Prediction, Prompt, lone_surrogate
 from seqtune.runs import VOCABULARY, differences
 from seqtune.scoring.metrics.answers import probabilities
 from seqtune.tokens.encode import Encoder
+from seqtune.yaml_files import read_yaml_mapping
 
+SEARCH = "decode.yaml"  # in a model folder that `seqtune push` made: the run's search
 DEFAULT_NEW_TOKENS = 128  # for a model that was not trained here and so knows no target length
 
 
@@ -38,12 +40,14 @@ class Question:
 
     Attributes:
         example: as it came.
+        prompt: the example in the template.
         ids: token ids of the prompt [T].
         limit: the most new tokens.
         oddity: the word of the task's inspection for what is unusual about the input; "" for an ordinary one.
     """
 
     example: Example
+    prompt: Prompt
     ids: np.ndarray
     limit: int
     oddity: str
@@ -214,11 +218,12 @@ class Predictor:
         """
         self._check_columns(examples)
         inspected = self.inspect([e.input for e in examples])
-        encoded = self._encode(examples, [i.text for i in inspected])
-        return [self._question(*each) for each in zip(examples, inspected, encoded, strict=True)]
+        prompts = self._prompts(examples, [i.text for i in inspected])
+        encoded = self._encode(prompts)
+        return [self._question(*each) for each in zip(examples, inspected, prompts, encoded, strict=True)]
 
     def _question(
-        self, example: Example, inspection: plugins.Inspection, ids: np.ndarray | SupervisionError | None
+        self, example: Example, inspection: plugins.Inspection, prompt: Prompt, ids: np.ndarray | SupervisionError | None
     ) -> Question | Prediction:
         if not example.input.strip():
             return self._unanswered(example, "empty")
@@ -228,7 +233,7 @@ class Predictor:
             return self._unanswered(example, "too_long")
         if ids is None or isinstance(ids, SupervisionError):
             return self._unanswered(example, "invalid_text")
-        return Question(example, ids, min(self.max_new_tokens, self.max_length - len(ids)), inspection.status)
+        return Question(example, prompt, ids, min(self.max_new_tokens, self.max_length - len(ids)), inspection.status)
 
     def verified(self, predictions: list[Prediction]) -> list[Prediction]:
         """The predictions as they are, or with `decode.verify` as the task's verifier chooses among their hypotheses."""
@@ -247,12 +252,15 @@ class Predictor:
                 "have; give a table with that column (seqtune predict RUN --file TABLE)"
             )
 
-    def _encode(self, examples: Sequence[Example], texts: Sequence[str]) -> list[np.ndarray | SupervisionError | None]:
-        """Token ids of each prompt; `None` for one that holds half a character, which no UTF-8 text can."""
+    def _prompts(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Prompt]:
         prompts = []
         for example, text in zip(examples, texts, strict=True):
             fields = {**example.fields, self.task.input: text}
             prompts.append(self.template.render(dataclasses.replace(example, output=None, input=text, fields=fields)))
+        return prompts
+
+    def _encode(self, prompts: Sequence[Prompt]) -> list[np.ndarray | SupervisionError | None]:
+        """Token ids of each prompt; `None` for one that holds half a character, which no UTF-8 text can."""
         readable = [i for i, prompt in enumerate(prompts) if not any(map(lone_surrogate, prompt.texts))]
         encoded: list[np.ndarray | SupervisionError | None] = [None] * len(prompts)
         if readable:
@@ -302,8 +310,8 @@ def task_of(name: str, plugin: str | None = None) -> Task:
         name: run folder, model folder or hub id.
         plugin: a pack's task to use instead of the run's own.
     """
-    file = Path(name) / "task.yaml"
-    task = Task.load(file) if file.exists() else Task("input", "output", "plain", "{output}", "\n")
+    file = beside(name, "task.yaml")
+    task = Task.load(file) if file else Task("input", "output", "plain", "{output}", "\n")
     return dataclasses.replace(task, plugin=plugin) if plugin else task
 
 
@@ -313,7 +321,11 @@ def decode_settings(name: str, overrides: Mapping[str, Any]) -> DecodeConfig:
     Raises:
         ConfigError: a setting is wrong, or they contradict each other.
     """
-    own = (load_config(Path(name) / "config.yaml") if is_run(name) else Config()).decode.model_dump()
+    file = None if is_run(name) else beside(name, SEARCH)
+    if file:
+        own = validate(DecodeConfig, read_yaml_mapping(file, "search"), "decode.").model_dump()
+    else:
+        own = (load_config(Path(name) / "config.yaml") if is_run(name) else Config()).decode.model_dump()
     return validate(DecodeConfig, with_overrides(own, overrides), "decode.")
 
 

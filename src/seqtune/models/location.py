@@ -113,6 +113,29 @@ def local_folder(config: ModelConfig) -> Path | None:
     return path if path.is_dir() else None
 
 
+def beside(name: str, file: str) -> Path | None:
+    """A small file of seqtune's own beside a model, fetched if the model is on the hub; `None` if there is none.
+
+    Args:
+        name: run folder, model folder or hub id.
+        file: its name.
+
+    Raises:
+        ModelError: there is no such folder, and the hub has no model of this name or cannot be asked.
+    """
+    path = Path(name).expanduser() / file
+    if path.exists():
+        return path
+    repository, packed = _on_hub(name)
+    if not repository or packed:
+        return None
+    check_there(ModelConfig(name=name))
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, etag_timeout=HUB_SECONDS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError):
+        return None
+
+
 def base_of(run: Path, trusted: Sequence[str] = ()) -> Config:
     """The settings of a run, with a base that may be loaded.
 

@@ -14,6 +14,7 @@ from seqtune import plugins
 from seqtune.data.table import batches
 from seqtune.errors import SupervisionError
 from seqtune.records import Encoded, Example
+from seqtune.report.notebook import table
 from seqtune.tokens.encode import Encoder
 from seqtune.tokens.preparation import Prepared
 from seqtune.tokens.token_table import BLOCK_ROWS
@@ -39,7 +40,14 @@ class Finding:
     text: str
 
 
-def findings(prepared: Prepared) -> list[Finding]:
+class Findings(list[Finding]):
+    """Findings, a row each in a notebook."""
+
+    def _repr_html_(self) -> str:
+        return table(["level", "finding"], [[found.level, found.text] for found in self])
+
+
+def findings(prepared: Prepared) -> Findings:
     """Everything that is odd about the data, worst first."""
     train = prepared.examples["train"]
     found = [*_rejections(prepared), *_duplicates(train), *_conflicts(train), *_leaks(prepared), *_inverted(train)]
@@ -49,7 +57,7 @@ def findings(prepared: Prepared) -> list[Finding]:
     if not prepared.examples["test"]:
         found.append(Finding("warning", "no test rows: there will be no score on unseen data"))
     order = ("error", "warning", "note")
-    return sorted(found, key=lambda f: order.index(f.level))
+    return Findings(sorted(found, key=lambda f: order.index(f.level)))
 
 
 def _rejections(prepared: Prepared) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from seqtune.procedures.evaluate import answer_and_score, check_packages
 from seqtune.procedures.handover import hand_over
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
+from seqtune.report.notebook import Scores
 from seqtune.report.page import write_report
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.training import defaults
@@ -45,6 +47,11 @@ class Fitted:
     folder: Path
     outcome: dict[str, Any]
     metrics: dict[str, Any] | None
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the scores, and where the run is."""
+        scores = Scores(self.metrics)._repr_html_() if self.metrics else "<p>there were no test rows</p>"
+        return f"{scores}<p>run folder: <code>{html.escape(str(self.folder))}</code></p>"
 
 
 @dataclass(frozen=True, slots=True)

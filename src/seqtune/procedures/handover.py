@@ -13,15 +13,20 @@ import string
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import GenerationConfig, PreTrainedModel
 
+from seqtune import runs
 from seqtune.config import DecodeConfig
 from seqtune.data.tasks import Task
 from seqtune.data.templates import Template
+from seqtune.decoding.predictor import SEARCH
 from seqtune.models.loading import save_model
 from seqtune.records import Prompt
 from seqtune.tokens.encode import Encoder
 
+# of the decode section; not the engine and the kind of weights, which are a machine's
+SEARCHED = ("num_beams", "num_return", "length_penalty", "max_new_tokens", "verify", "abstain")
 PROBES = ("a", "Ab 1", " (=C)", "é")  # texts on which the chat template must give the prompts that were trained on
 TURNS = (
     "{{% for message in messages %}}{{% if loop.first %}}{{{{ {start} }}}}{{% endif %}}"
@@ -52,6 +57,13 @@ def hand_over(model: PreTrainedModel, encoder: Encoder, task: Task, decode: Deco
     if decode.num_beams > 1:
         search |= {"length_penalty": decode.length_penalty, "early_stopping": False}
     GenerationConfig(**(model.generation_config or GenerationConfig()).to_diff_dict() | search).save_pretrained(folder)
+
+
+def write_beside(task: Task, decode: DecodeConfig, folder: Path) -> None:
+    """Write the task and the search beside a model, so that `predict` answers from its folder as from the run."""
+    task.save(folder / "task.yaml")
+    search = {key: value for key, value in decode.model_dump().items() if key in SEARCHED}
+    runs.write_text(folder / SEARCH, yaml.safe_dump(search, sort_keys=False))
 
 
 def chat_template(template: Template, encoder: Encoder) -> str | None:

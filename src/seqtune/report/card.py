@@ -59,9 +59,34 @@ def model_card(
         "",
         f"A causal language model {start} `{config.model.name}` with seqtune.{_base(base)}",
         "",
+        *data_lines(config.data.path, data),
+        "## Training",
+        "",
+        f"{outcome['step']} of {outcome['total_steps']} planned steps ({outcome['reason']}), "
+        f"{outcome['num_tokens']:,} tokens, {outcome['seconds']:.0f} s. {_which_weights(outcome)}",
+        "",
+        "## Results on the test rows",
+        "",
+    ]
+    folder, before = "RUN/model", "In plain transformers:"
+    if config.adapter.method != "full":
+        folder, before = "DIR", "In plain transformers, after `seqtune export RUN --out DIR`, which merges the adapter:"
+    return "\n".join(
+        [*lines, *result_lines(metrics), *LIMITS, before, "", *in_transformers(config, folder, takes_messages=takes_messages)]
+    )
+
+
+def data_lines(name: str, data: dict[str, Any]) -> list[str]:
+    """What it was trained on and what of the held-out rows training has seen.
+
+    Args:
+        name: of the table.
+        data: content of `data.json`.
+    """
+    return [
         "## Data",
         "",
-        f"`{config.data.path}`: {data['num_rows']} rows; "
+        f"`{name}`: {data['num_rows']} rows; "
         + ", ".join(f"{n} {side}" for side, n in data["splits"].items())
         + f"; {data['rejected']['total']} rejected.",
         "",
@@ -72,15 +97,7 @@ def model_card(
             for side, counts in data["leakage"].items()
         ),
         "",
-        "## Training",
-        "",
-        f"{outcome['step']} of {outcome['total_steps']} planned steps ({outcome['reason']}), "
-        f"{outcome['num_tokens']:,} tokens, {outcome['seconds']:.0f} s. {_which_weights(outcome)}",
-        "",
-        "## Results on the test rows",
-        "",
     ]
-    return "\n".join([*lines, *_results(metrics), *LIMITS, *_in_transformers(config, takes_messages)])
 
 
 def _front(config: Config, base: Mapping[str, str]) -> dict[str, Any]:
@@ -101,12 +118,15 @@ def _base(base: Mapping[str, str]) -> str:
     return f" The base is {name} ({licence}), read from `{base['file']}` (SHA-256 begins {base['sha256'][:12]})."
 
 
-def _in_transformers(config: Config, takes_messages: bool) -> list[str]:
-    """How the model is used without seqtune, with the exact prompt; the code is run by a test."""
-    folder, before = "RUN/model", "In plain transformers:"
-    if config.adapter.method != "full":
-        folder, before = "DIR", "In plain transformers, after `seqtune export RUN --out DIR`, which merges the adapter:"
-    lines = [before, "", "```python"]
+def in_transformers(config: Config, folder: str, *, takes_messages: bool) -> list[str]:
+    """How the model is used without seqtune, with the exact prompt; the code is run by a test.
+
+    Args:
+        config: of the run.
+        folder: what transformers is given: a folder or a hub id.
+        takes_messages: the tokenizer's chat template makes the prompt of a user message.
+    """
+    lines = ["```python"]
     if takes_messages:
         system = [{"role": "system", "content": config.format.system}] if config.format.system else []
         turns = ", ".join([*map(repr, system), '{"role": "user", "content": "an input"}'])
@@ -149,7 +169,8 @@ def _which_weights(outcome: dict[str, Any]) -> str:
     return f"{said}The weights are those of step {outcome['best_step']}, the best by validation."
 
 
-def _results(metrics: dict[str, Any] | None) -> list[str]:
+def result_lines(metrics: dict[str, Any] | None) -> list[str]:
+    """The scores, a line each, as a table; every one with its interval."""
     if metrics is None:
         return ["There were no test rows, so nothing is known about unseen inputs."]
     return [

@@ -99,6 +99,17 @@ class ChatTemplate:
         """What the model reads when it predicts: all turns and the generation prompt."""
         return self._encode([self._parts(prompt, answered=False) for prompt in prompts])
 
+    def text(self, prompt: Prompt) -> str:
+        """What the model reads when it predicts, as one text.
+
+        Raises:
+            SupervisionError: the template refuses the conversation.
+        """
+        parts = self._parts(prompt, answered=False)
+        if isinstance(parts, SupervisionError):
+            raise parts
+        return _joined(parts)
+
     def rows(self, prompts: Sequence[Prompt]) -> list[tuple[list[int], list[int]] | SupervisionError]:
         """Source and target ids of conversations with an answer, the end token left out.
 

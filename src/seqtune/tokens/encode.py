@@ -104,6 +104,18 @@ class Encoder:
         sources = self.chat.sources(prompts) if self.chat else self.ids([p.source for p in prompts])
         return [self._source(ids, p.source) for ids, p in zip(sources, prompts, strict=True)]
 
+    def prompt_text(self, prompt: Prompt) -> str:
+        """What a model reads when predicting, as text: for other programs, which tokenize it themselves.
+
+        Raises:
+            SupervisionError: the chat template refuses the conversation.
+        """
+        return self.chat.text(prompt) if self.chat else prompt.source
+
+    def answer_text(self, written: str) -> str:
+        """The answer in a text that another program wrote; the counterpart of `decode`."""
+        return self.chat.answer(written) if self.chat else written
+
     def _source(self, ids: list[int] | SupervisionError, text: str) -> np.ndarray | SupervisionError:
         if isinstance(ids, SupervisionError):
             return ids

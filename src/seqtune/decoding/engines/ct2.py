@@ -50,6 +50,23 @@ def check(model: PreTrainedModel) -> Any:
         raise MissingDependencyError("ctranslate2", "fast", "the engine 'ctranslate2'") from None
 
 
+def convert(source: Path, folder: Path, weights: str, end: str) -> None:
+    """Write a Hugging Face folder as CTranslate2 has it.
+
+    Args:
+        source: the Hugging Face folder.
+        folder: where to write; it may hold other files.
+        weights: compute type, such as "int8".
+        end: the end token, which also stands in for tokens that the tokenizer lacks.
+    """
+    converter: Any = importlib.import_module("ctranslate2.converters").TransformersConverter(str(source))
+    converter.convert(str(folder), quantization=weights, force=True)
+    settings = json.loads((folder / "config.json").read_text())
+    for name in ("bos_token", "unk_token"):  # the loader of OPT writes null where a tokenizer has none
+        settings[name] = settings.get(name) or end
+    (folder / "config.json").write_text(json.dumps(settings | {"eos_token": end}))
+
+
 class CTranslate2Engine:
     """Greedy and beam search through CTranslate2; the model is converted once and kept beside its folder.
 
@@ -89,13 +106,8 @@ class CTranslate2Engine:
         newest = max(file.stat().st_mtime_ns for file in folder.glob("*.safetensors"))
         if converted.exists() and converted.stat().st_mtime_ns > newest:
             return
-        converter: Any = importlib.import_module("ctranslate2.converters").TransformersConverter(str(folder))
         with folders.writing(converted, folders.aside(converted)) as unfinished:
-            converter.convert(str(unfinished), quantization=weights, force=True)
-            settings = json.loads((unfinished / "config.json").read_text())
-            for name in ("bos_token", "eos_token", "unk_token"):  # the loader of OPT writes null where a tokenizer has none
-                settings[name] = settings.get(name) or self.tokenizer.eos_token
-            (unfinished / "config.json").write_text(json.dumps(settings))
+            convert(folder, unfinished, weights, self.tokenizer.eos_token)
 
     def generate(self, sources: Sequence[np.ndarray], limits: Sequence[int]) -> Iterator[tuple[int, list[Candidate]]]:
         """See `Engine.generate`."""
