@@ -42,7 +42,9 @@ class Finding:
 def findings(prepared: Prepared) -> list[Finding]:
     """Everything that is odd about the data, worst first."""
     train = prepared.examples["train"]
-    found = [*_rejections(prepared), *_duplicates(train), *_conflicts(train), *_leaks(prepared), *_inverted(train)]
+    found = [*_rejections(prepared), *_duplicates(train), *_leaks(prepared)]
+    if not prepared.mixture:  # in which one question has many answers where it asks for a question
+        found += [*_conflicts(train), *_inverted(train)]
     found += [*_unanswerable(prepared), *_outside(prepared)]
     if not prepared.examples["validation"]:
         found.append(Finding("warning", "no validation rows: the last weights are kept, not the best ones"))
