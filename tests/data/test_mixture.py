@@ -228,7 +228,7 @@ def test_a_row_with_an_answer_that_is_none_is_named(folder):
     rejected = []
     config, tasks = opened(folder)
     mixed_sides(tasks, config, rejected)
-    assert [r.reason for r in rejected if "grey" in r.reason][0].startswith("colours: ")
+    assert next(r.reason for r in rejected if "grey" in r.reason).startswith("colours: ")
     assert "is none of the answers red, blue" in rejected[0].reason
 
 

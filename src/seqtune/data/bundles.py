@@ -11,12 +11,13 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from seqtune import plugins
-from seqtune.config import DataConfig, FormatConfig, PositiveInt, Section
-from seqtune.data import collections
-from seqtune.data.templates import PRESETS
-from seqtune.data.wordings import Wording
+from seqtune.config import Config, DataConfig, FormatConfig, PositiveInt, Section
+from seqtune.data.collections import is_collection, natural_instructions, read_collection
+from seqtune.data.sources import read_examples
+from seqtune.data.table import Table
+from seqtune.data.wordings import Wording, wording_of
 from seqtune.errors import ConfigError, did_you_mean, near_path
-from seqtune.records import Example
+from seqtune.records import Example, Rejected
 from seqtune.yaml_files import read_yaml_mapping, validate
 
 FILE = "task.yaml"
@@ -75,14 +76,9 @@ class Bundle(Section):
             ConfigError: one cannot be read.
         """
         if self._wordings is None:
-            self._wordings = [self._wording(each).check() for each in self.templates]
+            given = [t if isinstance(t, str) else t.model_dump() for t in self.templates]
+            self._wordings = [wording_of(each, self.language, self.target) for each in given]
         return self._wordings
-
-    def _wording(self, given: str | WordingConfig) -> Wording:
-        own = WordingConfig(template=given) if isinstance(given, str) else given
-        target = own.target or ("" if self.language == "jinja" and "|||" in own.template else self.target)
-        source = PRESETS.get(own.template, own.template)
-        return Wording(own.name, source, target, self.language, own.choices, own.lists_choices)
 
     def fields(self, example: Example) -> dict[str, str]:
         """A row's columns, and `input` and `output`; the answer in the words that the model shall use."""
@@ -153,11 +149,11 @@ def read_bundle(name: str, folder: Path = Path()) -> Bundle:
         path /= FILE
     if not path.exists():
         return _of_pack(name, path)
-    if not collections.is_collection(path):
+    if not is_collection(path) and not part:
         return bundle_of(
             read_yaml_mapping(path, "task bundle"), path.parent.name if path.name == FILE else path.stem, path.parent
         )
-    found = collections.read(path)
+    found = read_collection(path)
     if len(found.tasks) == 1 and not part:
         part = next(iter(found.tasks))
     if part not in found.tasks:
@@ -168,7 +164,35 @@ def read_bundle(name: str, folder: Path = Path()) -> Bundle:
             else f"{str(path)!r} is a collection of {len(found.tasks):,} tasks; name one with "
             f"{path.name}#NAME, such as {path.name}#{next(iter(found.tasks), 'NAME')}{did_you_mean(part, found.tasks)}"
         )
-    return bundle_of(found.tasks[part], part, path.parent)
+    return bundle_of(found.tasks[part], part, found.folders[part])
+
+
+def kind_of(name: str) -> Literal["mixture", "bundle", "other"]:
+    """What a name stands for where a table or a settings file may stand, too."""
+    path = Path(name.partition("#")[0])
+    if path.is_dir() or "#" in name or (not path.exists() and name in plugins.names("tasks")):
+        return "bundle"
+    if path.suffix == ".json" and path.exists():
+        return "bundle"
+    if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
+        return "other"
+    if is_collection(path):
+        return "bundle"
+    keys = read_yaml_mapping(path, "file").keys()
+    if "tasks" in keys:
+        return "mixture"
+    return "bundle" if keys & ({*Bundle.model_fields, *MOVED, "template"} - {*Config.model_fields}) else "other"
+
+
+def read_rows(name: str, data: DataConfig) -> tuple[Table, list[Rejected]]:
+    """A bundle's rows: of a table, or of a task of Natural Instructions, which holds its own.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    if Path(name.partition("#")[0]).suffix == ".json":
+        return natural_instructions.rows(name), []
+    return read_examples(name, data)
 
 
 def _of_pack(name: str, path: Path) -> Bundle:

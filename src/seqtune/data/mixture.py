@@ -18,9 +18,9 @@ import polars
 from seqtune.config import Config, MixtureConfig
 from seqtune.data import kept
 from seqtune.data.asking import COLUMNS, Asker, MixedTask, plain_forms, training_forms
-from seqtune.data.bundles import Bundle, bundle_of, read_bundle
+from seqtune.data.bundles import Bundle, bundle_of, read_bundle, read_rows
 from seqtune.data.files import resolve
-from seqtune.data.sources import check_rejected_share, read_examples
+from seqtune.data.sources import check_rejected_share
 from seqtune.data.splits import SPLITS, read_sides, subset
 from seqtune.data.table import FIELD, FRAME_ROWS, Columns, Table, batches, take
 from seqtune.errors import ConfigError, did_you_mean
@@ -132,7 +132,7 @@ def _sides(bundle: Bundle, rejected: list[Rejected]) -> dict[str, Table]:
     """The task's rows by split."""
 
     def read(path: str) -> Table:
-        table, bad = read_examples(path, bundle.data)
+        table, bad = read_rows(path, bundle.data)
         if bad:
             check_rejected_share(len(bad), len(table) + len(bad), bundle.data.max_rejected, bad[0])
         rejected.extend(bad)
@@ -177,7 +177,7 @@ def _pool(task: MixedTask, rejected: list[Rejected]) -> Sequence[Example]:
     """Rows that solved examples are drawn from; never validation or test rows."""
     rows: Table = task.sides["train"]
     if task.bundle.pool:
-        rows, bad = read_examples(task.bundle.pool, task.bundle.data)
+        rows, bad = read_rows(task.bundle.pool, task.bundle.data)
         rejected.extend(bad)
     return list(subset(rows, POOL_ROWS, 0))
 

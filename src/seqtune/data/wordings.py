@@ -18,7 +18,7 @@ import jinja2
 import jinja2.meta
 import jinja2.sandbox
 
-from seqtune.data.templates import column_names
+from seqtune.data.templates import PRESETS, column_names
 from seqtune.errors import ConfigError, DataError
 
 OPTIONS, ANSWER = "\0", "\1"  # where a question lists the answers, and where a target holds one of them
@@ -74,6 +74,8 @@ class Wording:
             ConfigError: a brace does not parse; or Jinja's reason.
         """
         if self.language == "jinja":
+            if not self.target and "|||" not in self.source:
+                raise ConfigError("it holds no `|||`, so there is no answer to learn")
             for text in (self.source, self.target, self.choices or ""):
                 _compiled(text)
         elif not column_names(self.target, "target"):
@@ -132,6 +134,24 @@ class Wording:
         if not source or not target:
             return None
         return Words(source, ANSWER, target, choices) if target in choices else Words(source, target)
+
+
+def wording_of(given: str | Mapping[str, Any], language: Literal["braces", "jinja"], target: str) -> Wording:
+    """A template as a bundle writes it down, checked.
+
+    Args:
+        given: the question alone, or the keys `template`, and `target`, `choices`, `lists_choices`, `name` if it has its own.
+        language: of the texts.
+        target: the bundle's.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    own = {"template": given} if isinstance(given, str) else given
+    both = language == "jinja" and "|||" in own["template"]
+    source, answer = PRESETS.get(own["template"], own["template"]), own.get("target") or ("" if both else target)
+    name, choices, lists = own.get("name") or "", own.get("choices"), bool(own.get("lists_choices"))
+    return Wording(name, source, answer, language, choices, lists).check()
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -16,6 +16,7 @@ from seqtune.errors import SupervisionError
 from seqtune.records import Encoded, Example
 from seqtune.tokens.encode import Encoder
 from seqtune.tokens.preparation import Prepared
+from seqtune.tokens.shares import lines
 from seqtune.tokens.token_table import BLOCK_ROWS
 
 NUM_SHOWN = 3
@@ -257,6 +258,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
     return {
         "data": prepared.report(),
         "notes": prepared.notes,
+        "mixture": lines(prepared.shares) if prepared.mixture else [],
         "statistics": statistics(prepared),
         "findings": [{"level": f.level, "text": f.text} for f in findings(prepared)],
         "neighbours": neighbours(prepared),
