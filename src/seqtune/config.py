@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from seqtune import plugins
-from seqtune.errors import ConfigError, did_you_mean
-from seqtune.yaml_files import read_yaml_mapping
+from seqtune.yaml_files import put, read_yaml_mapping, validate
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -117,6 +116,36 @@ class FormatConfig(Section):
         return self
 
 
+class MixtureConfig(Section):
+    """Many tasks as one table of prompts (docs/mixtures.md): how often each is asked, and in which forms."""
+
+    tasks: list[str] | dict[str, str | dict[str, Any]] = Field(
+        min_length=1, description="task bundles by name or file; or name -> one of these, or name -> a bundle's own keys"
+    )
+    folder: str = Field(default="", description="what names of files are relative to; default: the mixture file's folder")
+    held_out: list[str] = Field(default_factory=list, description="tasks and clusters that training never sees")
+    only: list[str] | None = Field(default=None, description="train on these tasks alone; nothing else changes")
+    max_examples: PositiveInt = Field(default=30_000, description="of a larger task, so many training rows are used")
+    max_rate: PositiveInt | None = Field(default=None, description="a task with more rows is drawn as if it had this many")
+    temperature: PositiveFloat = Field(default=1.0, description="tasks are drawn in proportion to rate^(1/temperature)")
+    weights: dict[str, PositiveFloat] = Field(default_factory=dict, description="task -> weight, instead of rates")
+    num_examples: PositiveInt | None = Field(default=None, description="prompts in all; default: the sum of the rates")
+    shots: dict[Annotated[int, Field(ge=0, le=32)], Share] = Field(
+        default={0: 1.0}, description="number of solved examples before the question -> share of the prompts"
+    )
+    options: Share = Field(default=0.5, description="share of prompts that list the answers, of tasks that have some")
+    chain: Share = Field(default=0.5, description="share of targets with reasoning before the answer, of tasks that have it")
+    inversion: Share = Field(default=0.0, description="share of prompts that give the answer and ask for the question")
+    max_characters: PositiveInt = Field(default=3000, description="a longer prompt gets fewer solved examples")
+    test_examples: PositiveInt = Field(default=200, description="test rows of each task that are asked")
+
+    @model_validator(mode="after")
+    def _shares(self) -> MixtureConfig:
+        if abs(sum(self.shots.values()) - 1) > 1e-6:
+            raise ValueError(f"shots {self.shots}: the shares add up to {sum(self.shots.values()):g}, and must to 1")
+        return self
+
+
 class ModelConfig(Section):
     """Which model to start from."""
 
@@ -143,7 +172,8 @@ class ModelConfig(Section):
     @property
     def runs_code(self) -> bool:
         """True if Python code that comes with this model may run: the model is among those that were named as trusted."""
-        return _whole_path(self.name) in map(_whole_path, self.trust_remote_code)
+        name, *trusted = (os.path.abspath(os.path.expanduser(each)) for each in (self.name, *self.trust_remote_code))
+        return name in trusted
 
     def trusted_with(self, made: Path) -> tuple[str, ...]:
         """Whose code may run after a folder was made of this model: what runs already may run from there too."""
@@ -286,12 +316,26 @@ class Config(Section):
         default=None, description="a pack's task, such as chem:smiles-to-iupac, or a task.yaml: sets columns and format"
     )
     data: DataConfig = Field(default_factory=DataConfig)
+    mixture: MixtureConfig | None = Field(default=None, description="many tasks instead of one table, or their YAML file")
     format: FormatConfig = Field(default_factory=FormatConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
     out: str | None = Field(default=None, description="run folder; default: runs/<data file name>")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Config:
+        if self.mixture is None:
+            return self
+        data, form, defaults = self.data, self.format, FormatConfig()
+        given = [key for key in ("path", "validation_path", "test_path") if getattr(data, key)]
+        if given or self.task:
+            raise ValueError(f"{f'data.{given[0]}' if given else 'task'} and mixture both say what to train on; give one")
+        for key in ("target", "inversion", "answers", *(["template"] if form.template != "chat" else [])):
+            if getattr(form, key) != getattr(defaults, key):
+                raise ValueError(f"format.{key} and mixture: the mixture's tasks bring their own; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _adapter_fits(self) -> Config:
@@ -331,70 +375,33 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         >>> load_config(overrides={"train.epochs": 5}).train.epochs
         5.0
     """
-    content = read_yaml_mapping(Path(path), "config") if path else {}
+    content = _with_mixture(read_yaml_mapping(Path(path), "config") if path else {})
     if isinstance(content.get("model"), dict):  # whoever wrote a file cannot permit his own code to run on this machine
         content["model"].pop("trust_remote_code", None)
     for dotted, value in (overrides or {}).items():
-        node = content
-        *parents, last = dotted.split(".")
-        for parent in parents:
-            if not isinstance(node.setdefault(parent, {}), dict):
-                raise ConfigError(f"{dotted}: {parent!r} holds a value, not a section")
-            node = node[parent]
-        node[last] = value
+        put(content, dotted, value)
+        _with_mixture(content)
     task = content.get("task")
     if task is not None:
         content = _with_task(content, str(task))
     return validate(Config, content)
 
 
-def _whole_path(name: str) -> str:
-    """A folder's name in the one way that does not depend on how it is written; harmless for other names."""
-    return os.path.abspath(os.path.expanduser(name))
+def _with_mixture(content: dict[str, Any]) -> dict[str, Any]:
+    """Put a mixture's file in the place of its name, so that each of its settings can be overridden."""
+    name = content.get("mixture")
+    if isinstance(name, str):
+        content["mixture"] = {"folder": str(Path(name).parent), **read_yaml_mapping(Path(name), "mixture")}
+    return content
 
 
 def _with_task(content: dict[str, Any], name: str) -> dict[str, Any]:
     """Take columns and format from a pack's task or a task file, except where the config sets them itself."""
     merged = dict(content)
-    if Path(name).suffix in (".yaml", ".yml"):
-        task = read_yaml_mapping(Path(name), "task")
-    else:
-        pack = plugins.find("tasks", name)
-        task = {"input": pack.input, "output": pack.output, "template": pack.template, "plugin": name}
+    task = plugins.task_keys(name)
     columns = {key: task[key] for key in ("input", "output", "layout") if key in task}
     formatting = {key: task[key] for key in FormatConfig.model_fields if key in task}
     merged["data"] = columns | (content.get("data") or {})
     merged["format"] = formatting | (content.get("format") or {})
     merged["task"] = task.get("plugin")
     return merged
-
-
-def validate(model: type[BaseModel], content: Any, prefix: str = "") -> Any:
-    """Check `content` against `model`; all errors of pydantic become one readable `ConfigError`."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        lines = [_explain(model, item, prefix) for item in error.errors()]
-        head = "1 setting is wrong" if len(lines) == 1 else f"{len(lines)} settings are wrong"
-        raise ConfigError(f"{head}:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
-    path = [str(part) for part in item["loc"]]
-    dotted = (prefix + ".".join(path)).removesuffix(".")
-    if item["type"] == "extra_forbidden":
-        section = _section_at(model, path[:-1])
-        allowed = sorted(section.model_fields) if section else []
-        return f"{dotted}: unknown key{did_you_mean(path[-1], allowed)} (allowed: {', '.join(allowed)})"
-    message = item["msg"].removeprefix("Value error, ")
-    if not path or isinstance(item["input"], dict):  # several settings that contradict each other
-        return f"{dotted}: {message}" if dotted else message
-    return f"{dotted} = {item['input']!r}: {message}"
-
-
-def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    for name in path:
-        annotation = model.model_fields[name].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return model

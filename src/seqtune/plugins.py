@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 
 from seqtune.errors import ConfigError, MissingDependencyError, did_you_mean
 from seqtune.records import Example
+from seqtune.yaml_files import read_yaml_mapping
 
 # optional package -> the extra that brings it; what else a pack needs comes with the extra of the pack's name
 EXTRAS = {
@@ -175,6 +176,18 @@ def find(kind: Kind, name: str) -> Any:
             f"there is no {kind.removesuffix('s')} {name!r}{did_you_mean(name, known)}; installed: {', '.join(known) or 'none'}"
         )
     return load(entry.value)
+
+
+def task_keys(name: str) -> dict[str, Any]:
+    """What a task file holds, or the same keys of a pack's task.
+
+    Raises:
+        ConfigError: there is no such file or task.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return read_yaml_mapping(Path(name), "task")
+    pack = find("tasks", name)
+    return {"input": pack.input, "output": pack.output, "template": pack.template, "plugin": name}
 
 
 def load(reference: str) -> Any:

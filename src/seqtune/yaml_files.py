@@ -1,4 +1,7 @@
-"""Files of keys and values: YAML as people write it (`2e-5` is a number), JSON as programs do; each must hold a mapping."""
+"""Files of keys and values: YAML as people write it (`2e-5` is a number), JSON as programs do; each must hold a mapping.
+
+`validate` checks a mapping against a model and says everything that is wrong with it at once.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from seqtune.errors import ConfigError
+from seqtune.errors import ConfigError, did_you_mean
 
 # no YAML; or a date that does not exist, no UTF-8, a number of thousands of digits; or nested too deeply
 UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
@@ -113,3 +116,49 @@ def parse_override(text: str, texts: Collection[str] = ()) -> tuple[list[str], A
         if key in texts:  # quotes that are text themselves
             return key.split("."), value
         raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None
+
+
+def put(content: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a key in nested mappings, by its dotted name.
+
+    Raises:
+        ConfigError: something on the way is no mapping.
+    """
+    node = content
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        if not isinstance(node.setdefault(parent, {}), dict):
+            raise ConfigError(f"{dotted}: {parent!r} holds a value, not a section")
+        node = node[parent]
+    node[last] = value
+
+
+def validate(model: type[BaseModel], content: Any, prefix: str = "") -> Any:
+    """Check `content` against `model`; all errors of pydantic become one readable `ConfigError`."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(model, item, prefix) for item in error.errors()]
+        head = "1 setting is wrong" if len(lines) == 1 else f"{len(lines)} settings are wrong"
+        raise ConfigError(f"{head}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
+    path = [str(part) for part in item["loc"]]
+    dotted = (prefix + ".".join(path)).removesuffix(".")
+    if item["type"] == "extra_forbidden":
+        section = _section_at(model, path[:-1])
+        allowed = sorted(section.model_fields) if section else []
+        return f"{dotted}: unknown key{did_you_mean(path[-1], allowed)} (allowed: {', '.join(allowed)})"
+    message = item["msg"].removeprefix("Value error, ")
+    if not path or isinstance(item["input"], dict):  # several settings that contradict each other
+        return f"{dotted}: {message}" if dotted else message
+    return f"{dotted} = {item['input']!r}: {message}"
+
+
+def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return model

@@ -28,6 +28,7 @@ from seqtune.cli import (  # noqa: F401
     score,
     serve,
     study,
+    tasks,
     verify,
 )  # isort: skip  # fmt: skip
 from seqtune.cli.app import leave_in_order, run_app

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(metavar="DATA|CONFIG", help="A table, or a settings file.")],
+    data: Annotated[str, typer.Argument(metavar="DATA|CONFIG|BUNDLE", help="A table, settings, a mixture, a task bundle.")],
     input: InputOption = None,
     output: OutputOption = None,
     task: TaskOption = None,
@@ -42,13 +42,19 @@ def check(
     [bold]Example[/bold]: seqtune check pairs.csv --input smiles --output iupac
     """
     from seqtune.config import load_config
+    from seqtune.data.bundles import kind_of
 
+    kind = kind_of(data)
+    if kind == "bundle":
+        _show_bundle(data, as_json)
+        return
+    mixture = data if kind == "mixture" else None
     path = None if is_config(data) else data
     flags = overrides(
-        settings, data__path=path, data__input=input, data__output=output, model__name=model, task=task,
+        settings, mixture=mixture, data__path=path, data__input=input, data__output=output, model__name=model, task=task,
         model__trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    config = load_config(data if is_config(data) else None, flags)
+    config = load_config(data if is_config(data) and not mixture else None, flags)
     from pathlib import Path
 
     from seqtune import runs
@@ -65,6 +71,33 @@ def check(
         _show(result)
     if any(f["level"] == "error" for f in result["findings"]):
         raise typer.Exit(BAD_INPUT)
+
+
+def _show_bundle(name: str, as_json: bool) -> None:
+    """A task bundle's prompts in all their forms."""
+    from rich.text import Text
+
+    from seqtune.procedures.tasks import rendered
+
+    result = rendered(name)
+    if as_json:
+        print_json(result)
+        return
+    out = stdout_console()
+    for example in result["examples"]:
+        out.print(example["form"], style="bold", markup=False)
+        if "error" in example:
+            out.print(Text(f"  {example['error']}", style="red"))
+            continue
+        plain = not out.is_terminal  # without colours, brackets mark what carries loss
+        target = Text(f"«{example['target']}»" if plain else example["target"], style="bold green")
+        out.print(Text(example["source"] + "\n", style="dim").append_text(target))
+        out.print()
+    out.print(f"{result['name']}: {result['templates']} templates, metric {result['metric']}", markup=False)
+    if result["splits"] is None:
+        out.print(f"it names no table; its templates use the columns {', '.join(result['columns'])}", markup=False)
+    else:
+        out.print(", ".join(f"{n:,} {side}" for side, n in result["splits"].items()), markup=False)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -84,7 +117,7 @@ def _show(result: dict[str, Any]) -> None:
         out.print(f"[bold]example {number}[/bold] ([bold green]carries loss[/bold green], read only)")
         out.print(text.append("»" if plain and inside else ""))
     data, statistics = result["data"], result["statistics"]
-    for note in result["notes"]:
+    for note in [*result["notes"], *result["mixture"]]:
         out.print(note, markup=False)
     table = Table(title="lengths of training rows, in tokens", title_justify="left")
     for heading in ("", "min", "median", "p95", "max"):

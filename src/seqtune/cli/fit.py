@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 def fit(
     config: Annotated[str | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings file.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="CSV, TSV, JSONL or Parquet, or hf://datasets/...")] = None,
+    mixture: Annotated[str | None, typer.Option("--mixture", help="Many tasks instead: their YAML file.")] = None,
     input: InputOption = None,
     output: OutputOption = None,
     task: TaskOption = None,
@@ -59,8 +60,8 @@ def fit(
         print_json(Config.model_json_schema())
         return
     flags = overrides(
-        settings, data__path=data, data__input=input, data__output=output, model__name=model, task=task, out=out,
-        model__trust_remote_code=trust_remote_code,
+        settings, mixture=mixture, data__path=data, data__input=input, data__output=output, model__name=model, task=task,
+        out=out, model__trust_remote_code=trust_remote_code,
     )  # fmt: skip
     resolved = load_config(config, flags)
     if print_config:
@@ -69,7 +70,7 @@ def fit(
     check_there(resolved.model)  # before torch is loaded
     main = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
     table = resolved.data.path or ""
-    if main and (table.startswith("hf://") or Path(table).is_file()):
+    if main and (resolved.mixture or table.startswith("hf://") or Path(table).is_file()):
         print(_opening(resolved), file=sys.stderr, flush=True)
     from seqtune.procedures.fit import fit as procedure
     from seqtune.procedures.fit import run_folder
@@ -94,8 +95,13 @@ def _opening(config: Config) -> str:
 
     path = Path(config.data.path or "")
     size = f" ({decimal(path.stat().st_size)})" if path.is_file() else ""
-    columns = "" if config.data.layout not in ("auto", "pairs") else f", {config.data.input} -> {config.data.output}"
-    return f"fine-tuning {config.model.name} on {config.data.path}{size}{columns}"
+    columns = (
+        ""
+        if config.mixture or config.data.layout not in ("auto", "pairs")
+        else f", {config.data.input} -> {config.data.output}"
+    )
+    made_from = f"a mixture of {len(config.mixture.tasks)} tasks" if config.mixture else config.data.path
+    return f"fine-tuning {config.model.name} on {made_from}{size}{columns}"
 
 
 def _tell(run: Path) -> None:

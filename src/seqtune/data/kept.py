@@ -15,7 +15,7 @@ import numpy as np
 import polars
 
 from seqtune import folders
-from seqtune.data.table import Frames
+from seqtune.data.table import Frames, Table
 from seqtune.runs import fingerprint
 
 Value = TypeVar("Value")
@@ -30,6 +30,11 @@ def key_of(*parts: object) -> str:
         (True, False)
     """
     return fingerprint(repr(part).encode("utf-8", "surrogatepass") for part in parts)
+
+
+def rows_key(table: Table) -> tuple[str | None, str | None]:
+    """What names a table's rows: what its frames were read from, and which of them are its own."""
+    return table.key, None if table.rows is None else fingerprint([table.rows.tobytes()])
 
 
 def digest(path: Path) -> str:

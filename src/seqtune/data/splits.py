@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import polars
 
-from seqtune.config import SplitConfig
-from seqtune.data.table import FIELD, Rows, batches, take, texts
+from seqtune.config import DataConfig, SplitConfig
+from seqtune.data import kept
+from seqtune.data.table import FIELD, Rows, Table, batches, take, texts
 from seqtune.errors import DataError
 from seqtune.records import Example
 
@@ -79,6 +80,28 @@ def split_examples(examples: Rows, config: SplitConfig) -> dict[str, Rows]:
 def sides(examples: Rows, dealt: np.ndarray) -> dict[str, Rows]:
     """The rows of each split."""
     return {name: take(examples, np.flatnonzero(dealt == place).astype(np.int32)) for place, name in enumerate(SPLITS)}
+
+
+def read_sides(data: DataConfig, read: Callable[[str], Table]) -> dict[str, Table]:
+    """The rows of each split; files of their own for validation or test replace that share of the first one.
+
+    Args:
+        data: paths, and how rows are dealt.
+        read: makes a table of a path.
+    """
+    split = data.split.model_copy(
+        update={
+            "validation": 0.0 if data.validation_path else data.split.validation,
+            "test": 0.0 if data.test_path else data.split.test,
+        }
+    )
+    table = read(data.path or "")
+    dealt = kept.array(table.key and kept.key_of(table.key, split), lambda: deal(table, split))
+    tables = sides(table, dealt)
+    for side, path in (("validation", data.validation_path), ("test", data.test_path)):
+        if path:
+            tables[side] = read(path)
+    return tables
 
 
 def _by_hash(shares: np.ndarray, config: SplitConfig) -> np.ndarray:

@@ -53,7 +53,7 @@ class Template:
             ConfigError: braces do not parse, or {input}/{output} is missing or misplaced.
         """
         instruction = PRESETS.get(config.template, config.template)
-        names = _names(instruction, "format.template")
+        names = column_names(instruction, "format.template")
         if "input" not in names:
             raise ConfigError(
                 f"format.template = {config.template!r}: it must contain {{input}} or be a preset "
@@ -61,7 +61,7 @@ class Template:
             )
         if "output" in names:
             raise ConfigError("format.template must not contain {output}: the model would read its answer")
-        if _names(config.target, "format.target").count("output") != 1:
+        if column_names(config.target, "format.target").count("output") != 1:
             raise ConfigError(f"format.target = {config.target!r}: it must contain {{output}} once")
         if config.template != "chat":
             return cls(instruction, config.target, config.separator)
@@ -76,12 +76,12 @@ class Template:
     @property
     def source_columns(self) -> set[str]:
         """Columns beside input and output that the model reads."""
-        return {*_names(self.instruction, "format.template")} - {"input", "output"}
+        return {*column_names(self.instruction, "format.template")} - {"input", "output"}
 
     @property
     def target_columns(self) -> set[str]:
         """Columns beside input and output that the target is made of."""
-        return {*_names(self.target, "format.target")} - {"input", "output"}
+        return {*column_names(self.target, "format.target")} - {"input", "output"}
 
     def check_columns(self, columns: Sequence[str], *, with_target: bool = True) -> None:
         """Refuse a table that lacks a column of the template.
@@ -166,7 +166,12 @@ def _first_match(patterns: Sequence[str], text: str) -> re.Match[str] | None:
     return next((found for pattern in patterns if (found := re.match(pattern, text, re.DOTALL))), None)
 
 
-def _names(text: str, setting: str) -> list[str]:
+def column_names(text: str, setting: str) -> list[str]:
+    """The columns that a text has in braces, in order.
+
+    Raises:
+        ConfigError: the braces do not parse, or hold more than a name.
+    """
     try:
         fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text)]
     except ValueError as error:

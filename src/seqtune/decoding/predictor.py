@@ -110,6 +110,18 @@ class Predictor:
         other._search_by(decode)
         return other
 
+    def asking(self, task: Task) -> Predictor:
+        """The same model and search for another task, whose prompts are framed alike; nothing is loaded.
+
+        Raises:
+            ConfigError: the task's answers cannot be encoded.
+        """
+        assert task.rendering.roles == self.template.roles
+        other = copy.copy(self)
+        other.task, other.template, other.inspect = task, task.rendering, _inspector(task)
+        other._search_by(self.decode)
+        return other
+
     @classmethod
     def of_run(
         cls, run: str, decode: Mapping[str, Any] | None = None, plugin: str | None = None, trusted: Sequence[str] = ()

@@ -17,6 +17,7 @@ from seqtune.records import Encoded, Example
 from seqtune.report.notebook import table
 from seqtune.tokens.encode import Encoder
 from seqtune.tokens.preparation import Prepared
+from seqtune.tokens.shares import lines
 from seqtune.tokens.token_table import BLOCK_ROWS
 
 NUM_SHOWN = 3
@@ -50,7 +51,9 @@ class Findings(list[Finding]):
 def findings(prepared: Prepared) -> Findings:
     """Everything that is odd about the data, worst first."""
     train = prepared.examples["train"]
-    found = [*_rejections(prepared), *_duplicates(train), *_conflicts(train), *_leaks(prepared), *_inverted(train)]
+    found = [*_rejections(prepared), *_duplicates(train), *_leaks(prepared)]
+    if not prepared.mixture:  # in which one question has many answers where it asks for a question
+        found += [*_conflicts(train), *_inverted(train)]
     found += [*_unanswerable(prepared), *_outside(prepared)]
     if not prepared.examples["validation"]:
         found.append(Finding("warning", "no validation rows: the last weights are kept, not the best ones"))
@@ -263,6 +266,7 @@ def report(prepared: Prepared) -> dict[str, Any]:
     return {
         "data": prepared.report(),
         "notes": prepared.notes,
+        "mixture": lines(prepared.shares) if prepared.mixture else [],
         "statistics": statistics(prepared),
         "findings": [{"level": f.level, "text": f.text} for f in findings(prepared)],
         "neighbours": neighbours(prepared),

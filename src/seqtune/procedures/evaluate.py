@@ -73,7 +73,7 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
         SeqtuneError: the run, the table or a package that the task needs is missing or does not fit.
     """
     if out:
-        _check_free(out)
+        check_writable(out)
     check_there(ModelConfig(name=run))
     task = task_of(run, questions.task)
     examples, rejected = _read(questions, task)
@@ -88,7 +88,7 @@ def evaluate(run: str, questions: Questions, out: Path | None = None, *, quiet: 
     return answer_and_score(predictor, examples, training, out, quiet=quiet)
 
 
-def _check_free(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Refuse a folder in which the evaluation would replace what is not its own."""
     if folders.is_ours(out, runs.RUN):
         raise RunError(

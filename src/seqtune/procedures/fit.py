@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from seqtune import folders, progress, runs
 from seqtune.config import Config, TrainConfig
+from seqtune.data.table import FIELD, texts
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import InterruptedRunError
@@ -27,7 +28,10 @@ from seqtune.procedures.validation import Validator
 from seqtune.report import card
 from seqtune.report.notebook import Scores
 from seqtune.report.page import write_report
+from seqtune.scoring.by_task import by_task, check_metric
+from seqtune.scoring.evaluate import read_predictions
 from seqtune.tokens.preparation import Prepared, prepare
+from seqtune.tokens.shares import lines
 from seqtune.training import defaults
 from seqtune.training.checkpoints import Outcome, outcome_summary
 from seqtune.training.loop import Trainer
@@ -66,7 +70,8 @@ class Start:
 
 def run_folder(config: Config) -> Path:
     """Where the run goes: `out`, or `runs/` and the data file's name."""
-    return Path(config.out) if config.out else Path("runs") / Path(config.data.path or "run").name.split(".")[0]
+    made_from = config.data.path or ("mixture" if config.mixture else "run")
+    return Path(config.out) if config.out else Path("runs") / Path(made_from).name.split(".")[0]
 
 
 def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet: bool = False, report: bool = False) -> Fitted:
@@ -91,6 +96,8 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     check_trackers(config.train)
     prepared = prepare(config)
     check_packages(prepared.task, config.decode)
+    for mixed in prepared.mixture:
+        check_metric(mixed)
     model, adapter = starting_point(config, prepared)
     for line in account(prepared):
         say(line)
@@ -155,7 +162,11 @@ def account(prepared: Prepared) -> list[str]:
     sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())
     left_out = "".join(f", {count:,} {what} left out" for what, count in prepared.left_out.items())
     rejected = f", {len(prepared.rejected):,} rejected" if prepared.rejected else ""
-    return [f"{prepared.num_rows:,} rows: {sides}{left_out}{rejected}", *prepared.notes]
+    return [
+        f"{prepared.num_rows:,} rows: {sides}{left_out}{rejected}",
+        *prepared.notes,
+        *(lines(prepared.shares) if prepared.mixture else ()),
+    ]
 
 
 def _say_what_is_odd(prepared: Prepared, folder: Path, say: Callable[[str], None]) -> None:
@@ -233,7 +244,12 @@ def _finish(
     metrics = None
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder), trusted=config.model.trusted_with(folder))
-        metrics = answer_and_score(predictor, prepared.examples["test"], prepared.examples["train"], folder, quiet=quiet)
+        training = None if prepared.mixture else prepared.examples["train"]
+        metrics = answer_and_score(predictor, prepared.examples["test"], training, folder, quiet=quiet)
+        if prepared.mixture:
+            asked = list(texts(prepared.examples["test"], FIELD + "task"))
+            metrics |= by_task(read_predictions(folder), asked, prepared.mixture)
+            runs.write_json(folder / "metrics.json", metrics)
     text = card.model_card(
         config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model),
         takes_messages=prepared.encoder.tokenizer.chat_template is not None,

@@ -33,6 +33,7 @@ class Validator:
         pool = prepared.examples["validation"]
         order = hash_order(pool, config.train.seed, "validation")[: config.train.validate_examples]
         self.rows = [pool[i] for i in order]
+        self.tasks = [row.fields["task"] for row in self.rows] if prepared.mixture else []
         self.tokenizer = prepared.encoder.tokenizer
         self.task = prepared.task
         self.max_seconds = config.train.validate_max_seconds
@@ -55,4 +56,7 @@ class Validator:
         for name in METRIC_NAMES:
             metric = METRICS[name]
             values[name] = metric.value(metric.statistics(texts, references).sum(axis=0))
+        for task in dict.fromkeys(self.tasks[: len(done)]):  # of a mixture
+            own = [t == r for t, r, name in zip(texts, references, self.tasks, strict=False) if name == task]
+            values[f"exact_match/{task}"] = sum(own) / len(own)
         return values | {"num_items": float(len(done))}

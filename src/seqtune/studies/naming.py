@@ -20,6 +20,7 @@ from typing import Any
 
 from seqtune import runs
 from seqtune.config import Config, ModelConfig
+from seqtune.data.mixture import bundles_of
 from seqtune.errors import ModelError
 from seqtune.models.location import base_of, gguf_file, holds_adapter, local_folder
 
@@ -35,7 +36,11 @@ def digest(content: Any) -> str:
 
 def ingredients(config: Config) -> list[Any]:
     """What decides a run's weights beside its settings: digests of files, and seqtune's version and defaults."""
-    tables = [_table(name) for name in (config.data.path, config.data.validation_path, config.data.test_path)]
+    bundles = bundles_of(config.mixture) if config.mixture else []
+    sources = [bundle.data for bundle in bundles] or [config.data]
+    names = [name for data in sources for name in (data.path, data.validation_path, data.test_path)]
+    tables = [_table(name) for name in (*names, *(bundle.pool for bundle in bundles))]
+    tables += [bundle.model_dump() for bundle in bundles]
     defaults = [file_digest(PACKAGE / name) for name in DEFAULTS]
     return [tables, _base(config.model), metadata.version("seqtune"), defaults]
 

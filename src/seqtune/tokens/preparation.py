@@ -19,10 +19,12 @@ import polars
 from seqtune import plugins, progress, runs
 from seqtune.config import Config, DataConfig, load_config
 from seqtune.data import kept
+from seqtune.data.asking import MixedTask
 from seqtune.data.files import open_table
 from seqtune.data.layouts import SAID, layout_of
+from seqtune.data.mixture import mixed_sides, open_mixture
 from seqtune.data.sources import check_rejected_share, read_examples
-from seqtune.data.splits import deal, leakage, sides, subset
+from seqtune.data.splits import leakage, read_sides, subset
 from seqtune.data.table import Rows, Table, batches, read_context, take
 from seqtune.data.tasks import Task
 from seqtune.data.templates import Prompts, inverted_rows
@@ -31,6 +33,7 @@ from seqtune.models.loading import SMALL, num_parameters
 from seqtune.models.vocabulary import Vocabulary
 from seqtune.records import Example, Prompt, Rejected
 from seqtune.tokens.encode import Encoder, make_encoder
+from seqtune.tokens.shares import Share, shares
 from seqtune.tokens.token_table import TokenTable, encode_table
 
 # measured in bench/LOG.md: pieces pay where rows become far shorter, and not on tables so small that they are learnt by heart
@@ -59,6 +62,7 @@ class Prepared:
         fingerprint: changes with the rows, the template and the tokenizer.
         num_rows: rows read, the rejected ones included.
         notes: what was decided along the way, for people.
+        mixture: the tasks that the rows are prompts of; none for an ordinary table.
     """
 
     task: Task
@@ -73,6 +77,12 @@ class Prepared:
     fingerprint: str
     num_rows: int
     notes: list[str]
+    mixture: Sequence[MixedTask] = ()
+
+    @property
+    def shares(self) -> list[Share]:
+        """Of a mixture, each task's share as asked and as it came out."""
+        return shares(self.mixture, self.examples["train"], self.encoded)
 
     def report(self) -> dict[str, Any]:
         """The content of `data.json`."""
@@ -88,7 +98,7 @@ class Prepared:
             "left_out": self.left_out,
             "rejected": {"total": len(self.rejected), "by_reason": _by_reason(self.rejected)},
             "leakage": self.leakage,
-        }
+        } | ({"mixture": [dataclasses.asdict(share) for share in self.shares]} if self.mixture else {})
 
 
 def _by_reason(rejected: list[Rejected]) -> dict[str, int]:
@@ -108,12 +118,15 @@ def prepare(config: Config) -> Prepared:
         DataError: the data cannot be read, or too much of it cannot be used.
         ConfigError: no data is named, or the template does not fit the table.
     """
-    if not config.data.path:
-        raise ConfigError("data.path is not set: name a table, for instance --data pairs.csv")
+    if not (config.data.path or config.mixture):
+        raise ConfigError(
+            "data.path is not set: name a table, for instance --data pairs.csv, or a mixture of them: --mixture m.yaml"
+        )
     base = make_encoder(config)
     task = Task.from_config(config)
     rejected: list[Rejected] = []
-    dealt = read_splits(config, rejected)
+    mixed = open_mixture(config.mixture, rejected) if config.mixture else []
+    dealt = mixed_sides(mixed, config, rejected) if mixed else read_splits(config, rejected)
     num_rows = sum(map(len, dealt.values())) + len(rejected)
     left_out = _leave_out(dealt, config.data)
     key = _key(config, dealt)
@@ -146,7 +159,7 @@ def prepare(config: Config) -> Prepared:
         examples=examples, prompts=rendered, encoded=encoded, rejected=rejected, left_out=left_out,
         leakage=kept.fact(known and f"{known}-leakage", lambda: leakage(examples, group)),
         fingerprint=kept.fact(known and f"{known}-fingerprint", lambda: _fingerprint(encoded, examples)),
-        num_rows=num_rows, notes=notes,
+        num_rows=num_rows, notes=notes, mixture=mixed,
     )  # fmt: skip
 
 
@@ -198,14 +211,15 @@ def _key(config: Config, dealt: Mapping[str, Table]) -> str | None:
     """A hash of all rows, how they are dealt and what prompts are made of them; `None` if not all of them are kept."""
     if any(table.key is None for table in dealt.values()):
         return None
-    rows = [(table.key, None if table.rows is None else runs.fingerprint([table.rows.tobytes()])) for table in dealt.values()]
+    rows = [kept.rows_key(table) for table in dealt.values()]
     return kept.key_of(rows, config.data.num_examples, config.data.split.seed, config.train.seed, config.format)
 
 
 def _notes(config: Config, encoder: Encoder) -> list[str]:
     """What was recognised in the table, and what a chat's answers end with."""
-    data = Task.from_config(config).reading(config.data)
-    said = SAID.get(layout_of(open_table(data.path or "", data).columns, data))
+    data, said = Task.from_config(config).reading(config.data), None
+    if data.path:
+        said = SAID.get(layout_of(open_table(data.path, data).columns, data))
     if encoder.chat is None:
         return [said] if said else []
     end = encoder.tokenizer.convert_ids_to_tokens(encoder.end)
@@ -257,7 +271,12 @@ def _adapted(vocabulary: Vocabulary, train: Sequence[Example], asked: int | None
 
 
 def _may_adapt(config: Config, num_rows: int) -> bool:
-    return config.adapter.method == "full" and num_rows >= ADAPT_ROWS and num_parameters(config.model) < SMALL
+    return (
+        config.adapter.method == "full"
+        and not config.mixture
+        and num_rows >= ADAPT_ROWS
+        and num_parameters(config.model) < SMALL
+    )
 
 
 def _texts(rows: Sequence[Example], most: int) -> list[str]:
@@ -271,7 +290,8 @@ def _trimmed(
 ) -> tuple[Vocabulary, list[str]]:
     """Without the tokens that the task does without; a tokenizer that resists stays whole."""
     wanted = config.model.trim_vocabulary
-    if not (config.adapter.method == "full" if wanted is None else wanted):
+    # a mixture is trained for tasks that it does not hold, whose tokens nobody knows
+    if not (config.adapter.method == "full" and not config.mixture if wanted is None else wanted):
         return vocabulary, []
     texts = [text for p in prompts[:NUM_COMPARED] for text in p.texts]
     try:
@@ -287,33 +307,23 @@ def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, Table]:
     A group key that the task's pack knows how to compute need not be a column of the table.
     """
     data = Task.from_config(config).reading(config.data)
-    split = data.split.model_copy(
-        update={
-            "validation": 0.0 if data.validation_path else data.split.validation,
-            "test": 0.0 if data.test_path else data.split.test,
-        }
-    )
-    group = _group_function(config)
+    group, columns = _group_function(config), data
     if group:  # the key is computed, so no column of that name is asked for
-        data = data.model_copy(update={"split": data.split.model_copy(update={"key": None})})
+        columns = data.model_copy(update={"split": data.split.model_copy(update={"key": None})})
 
     def read(path: str) -> Table:
-        table, bad = read_examples(path, data)
+        table, bad = read_examples(path, columns)
         if bad:  # before a table that is mostly broken is found too small
             check_rejected_share(len(bad), len(table) + len(bad), data.max_rejected, bad[0])
         rejected.extend(bad)
         if group is None:
             return table
         keys = group(table)
-        return dataclasses.replace(table.with_field(str(split.key), keys), key=table.key and kept.key_of(table.key, keys))
+        return dataclasses.replace(
+            table.with_field(str(config.data.split.key), keys), key=table.key and kept.key_of(table.key, keys)
+        )
 
-    table = read(data.path or "")
-    dealt = kept.array(table.key and kept.key_of(table.key, split), lambda: deal(table, split))
-    tables = sides(table, dealt)
-    for side, path in (("validation", data.validation_path), ("test", data.test_path)):
-        if path:
-            tables[side] = read(path)
-    return tables
+    return read_sides(data, read)
 
 
 def _group_function(config: Config) -> Callable[[Sequence[Example]], list[str]] | None:

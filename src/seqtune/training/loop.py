@@ -380,7 +380,7 @@ class Trainer:
         self._write({"step": state.step, "seconds": round(state.seconds, 3), "validation": metrics})
         self._exact = metrics.get("exact_match")
         if self.is_main and not quiet:
-            shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if k != "num_items")
+            shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if k != "num_items" and "/" not in k)
             progress.console().print(f"[dim]step {state.step}: {shown} on {state.validation_size:,} validation rows[/dim]")
         if state.best is None or rank(metrics) > rank(state.best):
             state.best, state.best_step, state.num_worse = metrics, state.step, 0

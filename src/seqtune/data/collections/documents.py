@@ -1,0 +1,59 @@
+"""The YAML and JSON documents of a file, a folder or a tar archive. Nothing in them is executed."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ENDINGS = (".yaml", ".yml", ".json")
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+MOST_BYTES = 2**28  # of a document
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What a tag asks Python to make; it is not made."""
+
+    tag: str
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML in which tags of mappings (`!Template`) are ignored, and others (`!function`) become `Code`."""
+
+
+def _tagged(loader: Any, suffix: str, node: yaml.Node) -> Any:
+    return loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else Code(f"!{suffix}")
+
+
+_Loader.add_multi_constructor("!", _tagged)
+
+
+def documents(path: Path) -> Iterator[tuple[str, Any]]:
+    """Name and content of each document, in the order of their names; a `ValueError` for one that cannot be read."""
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file()):
+            yield str(file.relative_to(path)), load(file.name, file.read_bytes())
+    elif path.name.endswith(ARCHIVES):
+        with tarfile.open(path) as archive:
+            members = sorted((m for m in archive if m.isfile() and m.name.endswith(ENDINGS)), key=lambda m: m.name)
+            for member in members:
+                content = archive.extractfile(member)
+                yield member.name, load(member.name, content.read(MOST_BYTES) if content else b"")
+    else:
+        yield path.name, load(path.name, path.read_bytes())
+
+
+def load(name: str, content: bytes) -> Any:
+    """A document's content, or the `ValueError` that says why it has none."""
+    try:
+        if name.endswith(".json"):
+            return json.loads(content)
+        return yaml.load(content, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return ValueError(f"it cannot be read: {' '.join(str(error).split())[:200]}")

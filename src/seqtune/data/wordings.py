@@ -1,0 +1,205 @@
+"""Fields of a row -> a question and its answer, by one of a task's templates, written with columns in braces or in Jinja.
+
+Jinja templates come from collections that other people wrote, so they run in a sandbox: no attribute of a Python object can be
+reached, nothing can be changed, and no text can be blown up.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from seqtune.data.templates import PRESETS, column_names
+from seqtune.errors import ConfigError, DataError
+
+OPTIONS, ANSWER = "\0", "\1"  # where a question lists the answers, and where a target holds one of them
+MOST_CHARACTERS = 1_000_000  # that a template may make by repeating a text
+CELL = re.compile(r"\s*(\[.*\]|\{.*\}|-?(0|[1-9]\d{0,15})|true|false|null)\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A row in words.
+
+    Attributes:
+        source: the question, with `OPTIONS` where the template wants the answers to be listed.
+        target: the answer, with `ANSWER` for the part of it that is one of the choices.
+        answer: that part.
+        choices: the answers to choose among; none for free text.
+    """
+
+    source: str
+    target: str
+    answer: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """One template of a task.
+
+    Attributes:
+        name: as its collection calls it.
+        source: text with {columns}; or Jinja.
+        target: likewise; unused if the source holds both, parted by `|||`.
+        language: "braces" or "jinja".
+        choices: Jinja text of the answers, parted by `|||`, for tasks whose answers depend on the template or the row.
+        lists_choices: the template itself lists the answers.
+
+    Example:
+        >>> Wording("", "Name {smiles}:", "{output}").words({"smiles": "CCO", "output": "ethanol"}, (), 0)
+        Words(source='Name CCO:', target='ethanol', answer='', choices=())
+    """
+
+    name: str
+    source: str
+    target: str
+    language: Literal["braces", "jinja"] = "braces"
+    choices: str | None = None
+    lists_choices: bool = False
+
+    def check(self) -> Wording:
+        """Itself, if its texts can be read.
+
+        Raises:
+            ConfigError: a brace does not parse; or Jinja's reason.
+        """
+        if self.language == "jinja":
+            if not self.target and "|||" not in self.source:
+                raise ConfigError("it holds no `|||`, so there is no answer to learn")
+            for text in (self.source, self.target, self.choices or ""):
+                _compiled(text)
+        elif not column_names(self.target, "target"):
+            raise ConfigError(f"target = {self.target!r}: it must name a column, or every answer would be the same")
+        else:
+            column_names(self.source, "template")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that it names, in order, `output` and `options` left out."""
+        if self.language == "braces":
+            found = [*column_names(self.source, "template"), *column_names(self.target, "target")]
+        else:
+            texts = (self.source, self.target, self.choices or "")
+            found = [name for text in texts for name in sorted(jinja2.meta.find_undeclared_variables(ENVIRONMENT.parse(text)))]
+        return [name for name in dict.fromkeys(found) if name not in ("input", "output", "options", "answer_choices")]
+
+    def words(self, fields: Mapping[str, str], answers: Sequence[str], draw: int) -> Words | None:
+        """The row in words; `None` if the template does not apply to it, which Jinja says by an empty text.
+
+        Args:
+            fields: the row's columns; `output` as it shall be read.
+            answers: the task's answers; empty for free text, or if the template has its own.
+            draw: decides what the filter `choice` chooses.
+
+        Raises:
+            DataError: the template needs what the row has not.
+        """
+        if self.language == "braces":
+            source = self.source.format_map({**fields, "options": OPTIONS})
+            target = self.target.format_map({**fields, "output": ANSWER} if answers else fields)
+            return Words(source, target, fields["output"] if answers else "", tuple(answers))
+        try:
+            return self._rendered({name: _value(cell) for name, cell in fields.items()} | {"__draw__": draw}, answers)
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            raise DataError(f"template {self.name!r}: {type(error).__name__}: {error}") from None
+
+    def _rendered(self, values: dict[str, Any], answers: Sequence[str]) -> Words | None:
+        choices = tuple(answers)
+        if self.choices is not None:
+            choices = tuple(part.strip() for part in _compiled(self.choices).render(values).split("|||"))
+        values["answer_choices"] = list(choices)
+        texts = _compiled(self.source).render(values).split("|||")
+        if self.target:
+            texts = [texts[0], _compiled(self.target).render(values)]
+        source, target = (texts[0].strip(), texts[1].strip()) if len(texts) > 1 else ("", "")
+        if not source or not target:
+            return None
+        return Words(source, ANSWER, target, choices) if target in choices else Words(source, target)
+
+
+def wording_of(given: str | Mapping[str, Any], language: Literal["braces", "jinja"], target: str) -> Wording:
+    """A template as a bundle writes it down, checked.
+
+    Args:
+        given: the question alone, or the keys `template`, and `target`, `choices`, `lists_choices`, `name` if it has its own.
+        language: of the texts.
+        target: the bundle's.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    own = {"template": given} if isinstance(given, str) else given
+    both = language == "jinja" and "|||" in own["template"]
+    source, answer = PRESETS.get(own["template"], own["template"]), own.get("target") or ("" if both else target)
+    name, choices, lists = own.get("name") or "", own.get("choices"), bool(own.get("lists_choices"))
+    return Wording(name, source, answer, language, choices, lists).check()
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """Refuse what grows without a limit."""
+        sizes = [abs(x) if isinstance(x, int | float) else len(x) for x in (left, right)]
+        if sizes[0] * sizes[1] > MOST_CHARACTERS or (operator == "**" and sizes[1] > 64):
+            raise jinja2.sandbox.SecurityError(f"{operator} of {sizes[0]} and {sizes[1]} is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _most_frequent(items: Sequence[Any]) -> list[Any]:
+    """The items that occur most often."""
+    counts = Counter(items)
+    return [item for item, count in counts.items() if count == max(counts.values())]
+
+
+@jinja2.pass_context
+def _choice(context: jinja2.runtime.Context, items: Sequence[Any]) -> Any:
+    """One of the items, another one for another draw."""
+    return items[int(context.get("__draw__", 0)) % len(items)]
+
+
+ENVIRONMENT = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False)
+ENVIRONMENT.filters |= {"choice": _choice, "most_frequent": _most_frequent, "highlight": lambda text: text}
+ENVIRONMENT.globals["zip"] = zip
+
+
+@functools.lru_cache(4096)
+def _compiled(text: str) -> jinja2.Template:
+    try:
+        return ENVIRONMENT.from_string(text)
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise ConfigError(f"{text[:60]!r} is not Jinja: {error}") from None
+
+
+def _value(cell: str) -> Any:
+    """A cell as the collection's data sets have it: whole numbers, lists and objects for what, and texts.
+
+    Example:
+        >>> _value("3"), _value("007"), _value('["a"]'), _value("3.0")
+        (3, '007', ['a'], '3.0')
+    """
+    if CELL.fullmatch(cell):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            pass
+    return cell
