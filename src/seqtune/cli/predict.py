@@ -33,7 +33,8 @@ from seqtune.report.scores import explained
 
 if TYPE_CHECKING:
     from seqtune.decoding.predictor import Predictor
-    from seqtune.procedures.predict import Question
+    from seqtune.procedures.evaluate import Questions
+    from seqtune.procedures.predict import Answered
     from seqtune.records import Prediction
 
 OUT_KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -103,16 +104,15 @@ def predict(
         _print_beside(Predictor.over(run, adapter, decode, trust_remote_code or ()), texts, as_json)
         return
     if file:
-        from seqtune.procedures.predict import SHARD_ROWS, Question
+        from seqtune.procedures.evaluate import Questions
+        from seqtune.procedures.predict import SHARD_ROWS, Shards, answer_in_shards
 
-        question = Question(
-            run, file, input, decode, task, tuple(trust_remote_code or ()), config.data, f".{shards or 'jsonl'}",
-            SHARD_ROWS if shard_rows is None else shard_rows, not no_escape,
-        )  # fmt: skip
+        questions = Questions(file, input, None, config.data, decode, task, trusted=tuple(trust_remote_code or ()))
         if in_shards:
-            _in_shards(question, Path(out or ""), ray, as_json=as_json)
+            files = Shards(f".{shards or 'jsonl'}", SHARD_ROWS if shard_rows is None else shard_rows, not no_escape)
+            _print_answered(answer_in_shards(run, questions, files, Path(str(out)), ray=ray), str(out), as_json)
             return
-        predictor, answers = _from_table(question)
+        predictor, answers = _from_table(run, questions)
     else:
         predictor = Predictor.of_run(run, decode, task, trust_remote_code or ())
         answers = _from_lines(predictor, texts)
@@ -178,12 +178,12 @@ def _print_status(found: Counter[str]) -> None:
             print(f"{count:,} of them {explained(status)}", file=sys.stderr)
 
 
-def _from_table(question: Question) -> tuple[Predictor, Iterator[Prediction]]:
+def _from_table(run: str, questions: Questions) -> tuple[Predictor, Iterator[Prediction]]:
     from seqtune.decoding.predictor import predict_with_progress
-    from seqtune.procedures.predict import rows_of
+    from seqtune.procedures.predict import predictor_of, rows_of
 
-    predictor = question.predictor()
-    found, rejected, said = rows_of(predictor, question)
+    predictor = predictor_of(run, questions)
+    found, rejected, said = rows_of(predictor, questions)
     if said:
         print(said, file=sys.stderr)
     for row in rejected:
@@ -193,12 +193,9 @@ def _from_table(question: Question) -> tuple[Predictor, Iterator[Prediction]]:
     return predictor, (dataclasses.replace(answer, fields=row.fields) for row, answer in answers)
 
 
-def _in_shards(question: Question, out: Path, ray: str | None, *, as_json: bool) -> None:
-    from seqtune.procedures.predict import answer_in_shards
-
-    answered = answer_in_shards(question, out, ray=ray)
+def _print_answered(answered: Answered, out: str, as_json: bool) -> None:
     if as_json:
-        print_json({"out": str(out), **dataclasses.asdict(answered)})
+        print_json({"out": out, **dataclasses.asdict(answered)})
         return
     there = f", {answered.num_found:,} of them were there already" if answered.num_found else ""
     print(f"{answered.num_rows:,} answers in {answered.num_shards:,} files{there}: {out}", file=sys.stderr)

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow
 
 from seqtune import folders, plugins, progress, runs
-from seqtune.config import DataConfig, ModelConfig
+from seqtune.config import ModelConfig
 from seqtune.data import kept
 from seqtune.data.files import open_table, resolve
 from seqtune.data.layouts import SAID, layout_of
@@ -27,6 +27,7 @@ from seqtune.data.table import Table
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, DataError, RunError, near_path
 from seqtune.models.location import local_folder
+from seqtune.procedures.evaluate import Questions
 from seqtune.records import Example, Prediction, Rejected
 from seqtune.report.answer_table import write_shard
 
@@ -42,36 +43,38 @@ ANSWERS = folders.Kind(
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A model and a table that it is to answer.
+class Shards:
+    """The files that answers are written to.
 
     Attributes:
-        run: run folder, model folder or hub id.
-        file: the table; for some packs also a file of their own kind.
-        column: with the inputs, if it is not called as the run has it.
-        decode: settings that differ from the run's own.
-        plugin: a pack's task to use instead of the run's own.
-        trusted: models whose own Python code may run.
-        data: how the table is read.
-        kind: ending of a shard's file, one of `KINDS`.
-        shard_rows: rows of a shard.
+        kind: ending of a file, one of `KINDS`.
+        rows: of a file.
         escape: in .csv and .tsv, make texts harmless that a spreadsheet would compute.
     """
 
-    run: str
-    file: str
-    column: str | None = None
-    decode: Mapping[str, Any] = field(default_factory=dict)
-    plugin: str | None = None
-    trusted: tuple[str, ...] = ()
-    data: DataConfig = field(default_factory=DataConfig)
     kind: str = ".jsonl"
-    shard_rows: int = SHARD_ROWS
+    rows: int = SHARD_ROWS
     escape: bool = True
 
-    def predictor(self) -> Predictor:
-        """The model, loaded."""
-        return Predictor.of_run(self.run, self.decode, self.plugin, self.trusted)
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: names what is allowed.
+        """
+        if self.kind not in KINDS or self.rows < 1:
+            raise ConfigError(
+                f"shards are of the kinds {', '.join(KINDS)} and have 1 row or more; asked for were {self.kind!r} and "
+                f"{self.rows:,}"
+            )
+
+    def path(self, folder: Path, number: int) -> Path:
+        """The file of a shard."""
+        return folder / f"part-{number:05d}{self.kind}"
+
+    def size(self, numbers: Iterable[int], num_rows: int) -> int:
+        """Rows of these shards of a table with so many."""
+        return sum(min(self.rows, num_rows - number * self.rows) for number in numbers)
 
 
 @dataclass(slots=True)
@@ -91,23 +94,28 @@ class Answered:
     status: Counter[str] = field(default_factory=Counter)
 
 
-def rows_of(predictor: Predictor, question: Question) -> tuple[Sequence[Example], list[Rejected], str | None]:
+def predictor_of(run: str, questions: Questions) -> Predictor:
+    """The model, loaded, searching as it is asked to."""
+    return Predictor.of_run(run, questions.decode, questions.task, questions.trusted)
+
+
+def rows_of(predictor: Predictor, questions: Questions) -> tuple[Sequence[Example], list[Rejected], str | None]:
     """The rows of a table that a model can be asked about, the others, and what is to be said of how it was read.
 
     Raises:
         DataError: the table cannot be read, or lacks a column of the template.
     """
-    path = Path(question.file)
+    path = Path(questions.data)
     readers = predictor.task.pack.readers if predictor.task.pack else {}
     reader = readers.get(path.suffix.lower())
     if reader:
         if not path.exists():
-            raise DataError(f"{question.file!r} does not exist{near_path(path)}")
+            raise DataError(f"{questions.data!r} does not exist{near_path(path)}")
         return list(plugins.load(reader)(path)), [], None
-    task = dataclasses.replace(predictor.task, input=question.column) if question.column else predictor.task
-    settings = task.reading(question.data)
-    said = SAID.get(layout_of(open_table(question.file, settings).columns, settings))
-    rows, rejected = read_examples(question.file, settings, need_output=False)
+    task = dataclasses.replace(predictor.task, input=questions.input) if questions.input else predictor.task
+    settings = task.reading(questions.settings)
+    said = SAID.get(layout_of(open_table(questions.data, settings).columns, settings))
+    rows, rejected = read_examples(questions.data, settings, need_output=False)
     predictor.template.check_columns(list(rows[0].fields), with_target=False)
     return rows, rejected, said
 
@@ -116,28 +124,30 @@ class Answerer:
     """Answers one shard after the other; each worker of a cluster has one.
 
     Args:
-        question: what is asked.
-        folder: for the shards.
-        predictor: if it is loaded already.
-        rows: if they are read already.
+        predictor: the model.
+        rows: of the whole table.
+        shards: the files to write.
+        folder: for them.
     """
 
-    def __init__(
-        self, question: Question, folder: Path, predictor: Predictor | None = None, rows: Sequence[Example] | None = None
-    ):
-        self.question, self.folder = question, folder
-        self.predictor = predictor or question.predictor()
-        self.rows = rows_of(self.predictor, question)[0] if rows is None else rows
+    def __init__(self, predictor: Predictor, rows: Sequence[Example], shards: Shards, folder: Path):
+        self.predictor, self.rows, self.shards, self.folder = predictor, rows, shards, folder
+
+    @classmethod
+    def of_run(cls, run: str, questions: Questions, shards: Shards, folder: Path) -> Answerer:
+        """Load the model and read the table."""
+        predictor = predictor_of(run, questions)
+        return cls(predictor, rows_of(predictor, questions)[0], shards, folder)
 
     def __call__(self, number: int, tick: progress.Tick = progress.silent) -> pyarrow.Table:
         """Answer a shard and write it; returns one row with its number and how many answers have which status."""
-        size = self.question.shard_rows
+        size = self.shards.rows
         rows = list(self.rows[number * size : (number + 1) * size])
         answers = [
             dataclasses.replace(answer, fields=row.fields)
             for row, answer in zip(rows, self.predictor.predict(rows, tick), strict=True)
         ]
-        self._write(_shard(self.folder, number, self.question.kind), answers)
+        self._write(self.shards.path(self.folder, number), answers)
         status = json.dumps(Counter(answer.status for answer in answers))
         return pyarrow.table({"number": [number], "status": [status]})
 
@@ -148,16 +158,20 @@ class Answerer:
         columns = self.rows.columns.fields if isinstance(self.rows, Table) else ()
         # an answer that was abstained from leaves all of its candidates to the further columns
         num_return = self.predictor.num_candidates + self.predictor.decode.abstain
-        write_shard(path, answers, columns, num_return, escape=self.question.escape)
+        write_shard(path, answers, columns, num_return, escape=self.shards.escape)
 
 
-def answer_in_shards(question: Question, folder: Path, *, ray: str | None = None, quiet: bool = False) -> Answered:
+def answer_in_shards(
+    run: str, questions: Questions, shards: Shards, folder: Path, *, ray: str | None = None, quiet: bool = False
+) -> Answered:
     """Answer a table into a folder: `part-00000.jsonl` and so on, `rejected.jsonl`, and the manifest when all is done.
 
     What is there already is kept, so the same call goes on where it was cut off.
 
     Args:
-        question: what is asked.
+        run: run folder, model folder or hub id.
+        questions: the table and what differs from the run's own settings.
+        shards: the files to write.
         folder: for the answers; created.
         ray: address of a Ray cluster, or `local`; `None` for this process.
         quiet: show no progress.
@@ -166,82 +180,72 @@ def answer_in_shards(question: Question, folder: Path, *, ray: str | None = None
         RunError: the folder holds answers to another question, or another process is writing them.
         DataError: the table cannot be read.
     """
-    if question.kind not in KINDS or question.shard_rows < 1:
-        raise ConfigError(
-            f"shards are of the kinds {', '.join(KINDS)} and have 1 row or more; asked for were {question.kind!r} and "
-            f"{question.shard_rows:,}"
-        )
     folders.check_free(folder, ANSWERS, reuse=True)
     folders.create(folder, ANSWERS)
     with folders.held(folder, ANSWERS):
         folders.sweep(folder, ANSWERS)
-        predictor = question.predictor()
-        rows, rejected, said = rows_of(predictor, question)
+        predictor = predictor_of(run, questions)
+        rows, rejected, said = rows_of(predictor, questions)
         if said and not quiet:
             progress.console().print(said, markup=False)
-        _check_same(folder, _facts(question, predictor, len(rows)))
+        _check_same(folder, _facts(run, questions, shards, predictor, len(rows)))
         runs.write_rejected(folder / "rejected.jsonl", rejected)
-        shards = [_shard(folder, n, question.kind) for n in range(-(-len(rows) // question.shard_rows))]
-        waiting = [number for number, path in enumerate(shards) if not path.exists()]
-        found = Answered(len(rows), len(shards), len(shards) - len(waiting))
+        paths = [shards.path(folder, number) for number in range(-(-len(rows) // shards.rows))]
+        waiting = [number for number, path in enumerate(paths) if not path.exists()]
+        found = Answered(len(rows), len(paths), len(paths) - len(waiting))
+        answerer = Answerer(predictor, rows, shards, folder)
         with progress.show("predict", len(rows), enabled=not quiet) as tick:
             try:
-                for status in _results(Answerer(question, folder, predictor, rows), waiting, ray, tick):
+                for status in _results(answerer, waiting, (run, questions, ray), tick):
                     found.status.update(status)
             except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal
                 progress.console().print("stopping: shards that are written stay, and the same command goes on from there")
                 raise
         if not runs.is_complete(folder):
-            runs.write_manifest(folder, [*shards, folder / ASKED, folder / "rejected.jsonl"])
+            runs.write_manifest(folder, [*paths, folder / ASKED, folder / "rejected.jsonl"])
     return found
 
 
-def _shard(folder: Path, number: int, kind: str) -> Path:
-    return folder / f"part-{number:05d}{kind}"
-
-
-def _results(answerer: Answerer, waiting: Sequence[int], ray: str | None, tick: progress.Tick) -> Iterator[dict[str, int]]:
+def _results(
+    answerer: Answerer, waiting: Sequence[int], asked: tuple[str, Questions, str | None], tick: progress.Tick
+) -> Iterator[dict[str, int]]:
     """How many answers of each waiting shard have which status, when it is written."""
-    size, total = answerer.question.shard_rows, len(answerer.rows)
-    done = total - _left(waiting, size, total)
+    run, questions, ray = asked
+    shards, folder, total = answerer.shards, answerer.folder, len(answerer.rows)
+    done = total - shards.size(waiting, total)
     tick(done, "were there already" if done else "")
     if ray is None or not waiting:
         results: Iterable[pyarrow.Table] = (
-            answerer(number, partial(_tick_from, tick, total - _left(waiting[place:], size, total)))
+            answerer(number, partial(_tick_from, tick, total - shards.size(waiting[place:], total)))
             for place, number in enumerate(waiting)
         )
     else:
         mapped = plugins.load("seqtune.cluster.mapping:mapped")
-        asked = (answerer.question, answerer.folder.resolve())
-        results = mapped(Answerer, asked, list(waiting), ray, answerer.folder / ASKED)
+        given = (run, questions, shards, folder.resolve())
+        results = mapped(Answerer.of_run, given, list(waiting), ray, folder / ASKED)
     for result in results:
         [number], [status] = result["number"].to_pylist(), result["status"].to_pylist()
-        done += _left([number], size, total)
+        done += shards.size([number], total)
         tick(done)
         yield json.loads(status)
-
-
-def _left(waiting: Sequence[int], size: int, total: int) -> int:
-    return sum(min(size, total - number * size) for number in waiting)
 
 
 def _tick_from(tick: progress.Tick, before: int, done: float, remark: str = "") -> None:
     tick(before + done, remark)
 
 
-def _facts(question: Question, predictor: Predictor, num_rows: int) -> dict[str, Any]:
+def _facts(run: str, questions: Questions, shards: Shards, predictor: Predictor, num_rows: int) -> dict[str, Any]:
     """What decides the answers."""
-    place = Path(question.run) / "model" if (Path(question.run) / "model").is_dir() else None
-    model = place or local_folder(ModelConfig(name=question.run))
+    place = Path(run) / "model" if (Path(run) / "model").is_dir() else None
+    model = place or local_folder(ModelConfig(name=run))
     files = sorted(p for p in model.rglob("*") if p.is_file()) if model else []
+    reading = questions.settings.model_dump(mode="json", include={"delimiter", "quote", "id", "max_cell_characters"})
     return {
-        "model": kept.key_of(*((p.name, kept.digest(p)) for p in files)) if files else question.run,
-        "table": kept.digest(resolve(question.file)),
-        "reading": {k: v for k, v in question.data.model_dump(mode="json").items() if k in ("delimiter", "quote", "id")},
-        "column": question.column or predictor.task.input,
+        "model": kept.key_of(*((p.name, kept.digest(p)) for p in files)) if files else run,
+        "table": kept.digest(resolve(questions.data)),
+        "reading": reading | {"input": questions.input or predictor.task.input},
         "decode": predictor.decode.model_dump(mode="json"),
-        "kind": question.kind,
-        "shard_rows": question.shard_rows,
+        "shards": {"kind": shards.kind, "rows": shards.rows},
         "num_rows": num_rows,
     }
 
