@@ -226,7 +226,8 @@ def _results(
     for result in results:
         [number], [status] = result["number"].to_pylist(), result["status"].to_pylist()
         done += shards.size([number], total)
-        tick(done)
+        if ray is not None:  # here each answer was counted as it came
+            tick(done)
         yield json.loads(status)
 
 
