@@ -11,7 +11,7 @@ from seqtune.cli.app import run_app
 from seqtune.config import Config, load_config
 from seqtune.data.tasks import Task
 from seqtune.errors import ConfigError
-from seqtune.procedures.check import findings
+from seqtune.procedures.findings import findings
 from seqtune.procedures.fit import fit
 from seqtune.runs import read_json
 from seqtune.scoring.evaluate import read_predictions

@@ -18,7 +18,7 @@ from conftest import pairs, write_csv
 from seqtune import SequenceLearner
 from seqtune.config import load_config
 from seqtune.errors import ConfigError, RunError
-from seqtune.procedures.check import findings
+from seqtune.procedures.findings import findings
 from seqtune.records import Prediction
 from seqtune.report.notebook import Answers, Scores
 from seqtune.tokens.preparation import prepare

@@ -9,6 +9,7 @@ from conftest import build_model, build_tokenizer, pairs, write_csv
 from seqtune.config import load_config
 from seqtune.errors import DataError, RunError
 from seqtune.procedures import check
+from seqtune.procedures.findings import findings
 from seqtune.procedures.fit import fit
 from seqtune.records import Encoded, Rejected
 from seqtune.scoring.evaluate import read_predictions
@@ -67,7 +68,7 @@ def test_test_rows_that_are_too_long_stay_and_count_as_wrong(tmp_path, llama_fol
     assert too_long
     prepared = prepare(config)
     assert {e.id for e in prepared.examples["test"]} == {e.id for e in dealt["test"]}
-    found = [f.text for f in check.findings(prepared) if "cannot be answered and count as wrong" in f.text]
+    found = [f.text for f in findings(prepared) if "cannot be answered and count as wrong" in f.text]
     assert found
     assert found[-1].startswith(f"{len(too_long)} test rows")
     fitted = fit(config, quiet=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,8 +71,28 @@ def check(
         print_json(result)
     else:
         _show(result)
+        wrong = sum(finding["level"] == "error" for finding in result["findings"])
+        command = fit_command(data, input=input, output=output, task=task, model=model, settings=settings)
+        said = f"not ready: {wrong} {'error' if wrong == 1 else 'errors'} above" if wrong else f"ready to train: {command}"
+        stdout_console().print(said, style="bold red" if wrong else "bold green", markup=False)
     if any(f["level"] == "error" for f in result["findings"]):
         raise typer.Exit(BAD_INPUT)
+
+
+def fit_command(data: str, *, settings: Sequence[str] | None, **flags: str | None) -> str:
+    """The command line that trains on what was looked at.
+
+    Example:
+        >>> fit_command("my pairs.csv", input="a", model=None, settings=["train.epochs=3"])
+        "seqtune fit --data 'my pairs.csv' --input a --set train.epochs=3"
+    """
+    from seqtune.data.bundles import kind_of
+
+    place = ["--mixture"] if kind_of(data) == "mixture" else [] if is_config(data) else ["--data"]
+    words = ["seqtune", "fit", *place, data]
+    words += [word for name, value in flags.items() if value is not None for word in (f"--{name}", value)]
+    words += [word for text in settings or () for word in ("--set", text)]
+    return shlex.join(words)
 
 
 def _show_bundle(name: str, as_json: bool) -> None:

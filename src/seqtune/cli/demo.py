@@ -30,7 +30,7 @@ def demo(
     from pathlib import Path
 
     from seqtune.procedures import demo as procedure
-    from seqtune.procedures.check import findings
+    from seqtune.procedures.findings import findings
     from seqtune.tokens.preparation import prepare
 
     began = time.monotonic()

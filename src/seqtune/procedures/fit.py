@@ -21,8 +21,8 @@ from seqtune.errors import InterruptedRunError
 from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.location import origin
 from seqtune.models.loss import check_packing
-from seqtune.procedures.check import findings
 from seqtune.procedures.evaluate import answer_and_score, check_packages
+from seqtune.procedures.findings import findings, refuse_errors
 from seqtune.procedures.handover import hand_over
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
@@ -171,9 +171,11 @@ def account(prepared: Prepared) -> list[str]:
 
 def _say_what_is_odd(prepared: Prepared, folder: Path, say: Callable[[str], None]) -> None:
     """The findings of `check` that a person should know before the training."""
-    for finding in findings(prepared):
-        if finding.level != "note":
-            say(f"{finding.level}: {finding.text}")
+    found = findings(prepared)
+    for finding in found:
+        if finding.level == "warning":
+            say(f"warning: {finding.text}")
+    refuse_errors(found)
     if prepared.rejected:
         say(f"all {len(prepared.rejected):,} rejected rows with their reasons: {folder}/rejected.jsonl")
 
