@@ -11,6 +11,7 @@ import torch
 from conftest import build_model
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.forwards import forward_of
+from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.engines.stream import Stream
 from seqtune.models.attention import use_fast_attention
@@ -60,6 +61,17 @@ def test_inputs_that_come_and_go_get_what_transformers_gives_them(model, inputs,
         assert [c.ids for c in candidates] == [c.ids for c in expected[name]]
         if num_beams == 1 and name % 2:
             assert heard[name] == candidates[0].ids
+
+
+def test_a_listener_ends_an_answer_where_it_will(model, inputs):
+    sources, limits = inputs
+    engine = NativeEngine(model, END, DecodeConfig(token_budget=700))
+    whole = {index: candidates[0].ids for index, candidates in engine.generate(sources, limits)}
+    stops = {index: ids[len(ids) // 2] for index, ids in whole.items()}
+    given = [stops[index].__eq__ for index in range(len(sources))]
+    cut = {index: candidates[0].ids for index, candidates in engine.generate(sources, limits, given)}
+    assert cut == {index: ids[: ids.index(stops[index]) + 1] for index, ids in whole.items()}
+    assert any(len(cut[index]) < len(ids) for index, ids in whole.items())
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seqtune.cli.app import JsonOption, app, print_json, stdout_console
+from seqtune.cli.app import JsonOption, TrustOption, app, print_json, stdout_console
 
 
 @app.command()
@@ -18,6 +18,7 @@ def benchmark(
     data: Annotated[str | None, typer.Option("--data", help="Folder with data sets as they lie on the hub.")] = None,
     include: Annotated[str | None, typer.Option("--include", help="Folder with tasks of your own (YAML).")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the model's chat template.")] = False,
+    trust_remote_code: TrustOption = None,
     out: Annotated[str | None, typer.Option("--out", help="Write all that the harness reports here (JSON).")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,11 +40,12 @@ def benchmark(
     for folder in filter(None, (data, include)):
         if not Path(folder).is_dir():
             raise DataError(f"{folder!r} is no folder")
+    from seqtune.procedures.benchmark import Suite
     from seqtune.procedures.benchmark import benchmark as score
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    folders = [None if folder is None else Path(folder) for folder in (data, include)]
-    scores, report = score(run, names, num_shots=num_fewshot, limit=limit, data=folders[0], include=folders[1], chat=chat)
+    places = [None if folder is None else Path(folder) for folder in (data, include)]
+    scores, report = score(run, Suite(names, num_fewshot, limit, *places, chat=chat), trust_remote_code or ())
     if out:
         write_json(Path(out), {"results": report["results"], "scores": [asdict(s) for s in scores]})
     if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from seqtune import progress
 from seqtune.config import DecodeConfig, ModelConfig
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.likelihood import Asked, Likelihood, Tree, likelihoods
+from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.weights import dtype_of
 from seqtune.errors import ConfigError, DataError, did_you_mean
 from seqtune.models import loading
@@ -47,6 +48,7 @@ class SeqtuneLM(TemplateLM):
     Args:
         run: run folder, model folder or hub id.
         token_budget: tokens held at once.
+        trusted: models whose own Python code may run, by name.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -55,9 +57,10 @@ class SeqtuneLM(TemplateLM):
         lm_eval.simple_evaluate(SeqtuneLM("runs/names"), tasks=["arc_easy"])
     """
 
-    def __init__(self, run: str, token_budget: int = DecodeConfig().token_budget):
+    def __init__(self, run: str, token_budget: int = DecodeConfig().token_budget, trusted: Sequence[str] = ()):
         super().__init__()
-        source, self.decode = ModelConfig(name=run), DecodeConfig(token_budget=int(token_budget))
+        source = ModelConfig(name=run, trust_remote_code=tuple(trusted))
+        self.decode = DecodeConfig(token_budget=int(token_budget))
         model, self.adapter = load_trained(source, seed=0)
         self.model = model.eval()
         self.model.to(best_device(), dtype_of(self.decode))  # type: ignore[arg-type, call-arg]
@@ -151,15 +154,41 @@ class SeqtuneLM(TemplateLM):
         method = self.adapter.method if self.adapter else "full"
         engine = make_engine(self.model, self.eot_token_id, self.decode, adapter_method=method)
         written = [""] * len(requests)
+        found = (
+            engine.generate(sources, limits, [_Listener(self._text, own) for own in stops])
+            if isinstance(engine, NativeEngine)
+            else engine.generate(sources, limits)
+        )
         with progress.show("answers", len(requests)) as tick:
-            for done, (index, candidates) in enumerate(engine.generate(sources, limits), start=1):
-                text = self.tokenizer.decode(candidates[0].ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                written[index] = _until(text, stops[index])
+            for done, (index, candidates) in enumerate(found, start=1):
+                written[index] = _until(self._text(candidates[0].ids), stops[index])
                 tick(done)
         return written
 
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
 
 register_model("seqtune")(SeqtuneLM)
+
+
+class _Listener:
+    """Ends an answer at the first of its stops.
+
+    Args:
+        text_of: decodes tokens.
+        stops: the texts.
+    """
+
+    def __init__(self, text_of: Callable[[Sequence[int]], str], stops: Sequence[str]):
+        self.text_of, self.stops, self.ids = text_of, [stop for stop in stops if stop], list[int]()
+        # a stop spans no more tokens than it has bytes; characters of several tokens need those before it
+        self.span = max((len(stop.encode()) for stop in self.stops), default=0) + 4
+
+    def __call__(self, token: int) -> bool:
+        """True if a stop is written."""
+        self.ids.append(token)
+        return bool(self.stops) and _until(tail := self.text_of(self.ids[-self.span :]), self.stops) != tail
 
 
 def _until(text: str, stops: Sequence[str]) -> str:
@@ -189,26 +218,34 @@ class BenchmarkScore:
     num_shots: int | None
 
 
-def benchmark(
-    run: str,
-    tasks: Sequence[str],
-    *,
-    num_shots: int | None = None,
-    limit: int | None = None,
-    data: Path | None = None,
-    include: Path | None = None,
-    chat: bool = False,
-) -> tuple[list[BenchmarkScore], dict[str, Any]]:
-    """Score a run on tasks of lm-evaluation-harness.
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What to ask.
 
-    Args:
-        run: run folder, model folder or hub id.
+    Attributes:
         tasks: names of tasks or groups, such as `mmlu` or `arc_easy`.
         num_shots: examples in each prompt; `None` for what each task says.
         limit: so many items of each task only.
         data: folder with local copies of data sets, each as it lies on the hub: `cais/mmlu/...`.
         include: folder with tasks of your own (YAML).
         chat: put prompts into the tokenizer's chat template.
+    """
+
+    tasks: Sequence[str]
+    num_shots: int | None = None
+    limit: int | None = None
+    data: Path | None = None
+    include: Path | None = None
+    chat: bool = False
+
+
+def benchmark(run: str, suite: Suite, trusted: Sequence[str] = ()) -> tuple[list[BenchmarkScore], dict[str, Any]]:
+    """Score a run on tasks of lm-evaluation-harness.
+
+    Args:
+        run: run folder, model folder or hub id.
+        suite: the tasks, and how they are asked.
+        trusted: models whose own Python code may run, by name.
 
     Returns:
         Scores, groups included, and all that the harness reports.
@@ -219,26 +256,26 @@ def benchmark(
         ModelError: the model cannot be loaded.
     """
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    manager = TaskManager(include_path=None if include is None else str(include))
-    for name in tasks:
+    manager = TaskManager(include_path=None if suite.include is None else str(suite.include))
+    for name in suite.tasks:
         if not manager.match_tasks([name]):
             raise ConfigError(
                 f"lm-evaluation-harness {lm_eval.__version__} has no task {name!r}{did_you_mean(name, manager.all_tasks)}; "
                 "`lm_eval ls tasks` lists them, and --include FOLDER brings your own"
             )
-    place = contextlib.nullcontext() if data is None else contextlib.chdir(data)
-    model: Any = SeqtuneLM(str(Path(run).resolve()) if Path(run).exists() else run)
-    if chat and not model.tokenizer.chat_template:
+    place = contextlib.nullcontext() if suite.data is None else contextlib.chdir(suite.data)
+    model: Any = SeqtuneLM(str(Path(run).resolve()) if Path(run).exists() else run, trusted=trusted)
+    if suite.chat and not model.tokenizer.chat_template:
         raise ConfigError(f"the tokenizer of {run!r} has no chat template; leave out --chat")
     try:
         with place:  # a data set's name is looked for as a folder first
             found: Any = simple_evaluate(
-                model, tasks=list(tasks), num_fewshot=num_shots, limit=limit, task_manager=manager, apply_chat_template=chat,
-                log_samples=False,
+                model, tasks=list(suite.tasks), num_fewshot=suite.num_shots, limit=suite.limit, task_manager=manager,
+                apply_chat_template=suite.chat, log_samples=False,
             )  # fmt: skip
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise DataError(
-            f"a data set of {', '.join(tasks)} is not at hand: {str(error).splitlines()[0]}; fetch it with `hf download "
+            f"a data set of {', '.join(suite.tasks)} is not at hand: {str(error).splitlines()[0]}; fetch it with `hf download "
             "--repo-type dataset OWNER/NAME --local-dir FOLDER/OWNER/NAME`, then --data FOLDER"
         ) from None
     return list(_scores(found)), found

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.forwards import forward_of
-from seqtune.decoding.engines.stream import Stream
+from seqtune.decoding.engines.stream import Listener, Stream
 from seqtune.records import Candidate
 
 
@@ -27,12 +27,20 @@ class NativeEngine:
         self.model, self.end, self.config = model, end, config
 
     @torch.inference_mode()
-    def generate(self, sources: Sequence[np.ndarray], limits: Sequence[int]) -> Iterator[tuple[int, list[Candidate]]]:
-        """See `Engine.generate`; the longest inputs come first, and are answered as they finish."""
+    def generate(
+        self, sources: Sequence[np.ndarray], limits: Sequence[int], listeners: Sequence[Listener] = ()
+    ) -> Iterator[tuple[int, list[Candidate]]]:
+        """See `Engine.generate`; the longest inputs come first, and are answered as they finish.
+
+        Args:
+            sources: prompt token ids, each [T].
+            limits: the most tokens of each.
+            listeners: with one beam, one of each: is told its tokens, and may end it (see `Stream.add`).
+        """
         with forward_of(self.model) as forward:
             stream = Stream(self.model, forward, self.end, self.config)
             for rank, index in enumerate(sorted(range(len(sources)), key=lambda i: -len(sources[i]))):
-                stream.add(index, sources[index], limits[index], rank)
+                stream.add(index, sources[index], limits[index], rank, listeners[index] if listeners else None)
             while not stream.is_idle:
                 for index, candidates in stream.step():
                     yield index, candidates[: self.config.num_return]

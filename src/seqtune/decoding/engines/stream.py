@@ -23,7 +23,8 @@ ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompt
 LIKE_LENGTH = 0.8  # prompts that are read together are at least this long beside the longest
 GROW_ROWS = 1.5  # when the longest inputs are done, the others are laid out anew for so many times the rows
 
-Listener = Callable[[int], None]  # is told each token of a greedy answer as it is chosen
+# is told each token of a greedy answer as it is chosen; what is true ends the answer there
+Listener = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Stream:
             source: prompt token ids [T].
             limit: the most new tokens.
             order: inputs with a smaller one enter first.
-            heard: with one beam, is called with every new token.
+            heard: with one beam, is called with every new token; ends the answer there if it returns what is true.
         """
         assert name not in self._inputs
         # a row holds a prompt, its hypothesis, and what the beams wrote since dead slots were dropped
@@ -122,9 +123,9 @@ class Stream:
             done_B, told = self.decoder.step(), self.decoder.rows.names
         else:
             return []
-        self._tell(told)
+        over = self._tell(told)
         rows = self.decoder.rows
-        finished = torch.nonzero(done_B).flatten().tolist()
+        finished = sorted({*torch.nonzero(done_B).flatten().tolist(), *over})
         found = [
             (rows.names[row], rows.beams.candidates(row, self.config.num_beams, self.config.length_penalty)) for row in finished
         ]
@@ -135,14 +136,18 @@ class Stream:
             self._changed = True
         return found
 
-    def _tell(self, names: list[int]) -> None:
-        """Tell the listeners among these rows, which are the last ones, their newest token."""
+    def _tell(self, names: list[int]) -> list[int]:
+        """Tell the listeners among these rows, which are the last ones, their newest token; returns the rows that they end."""
         if self.config.num_beams > 1 or not any(self._inputs[name].heard for name in names):
-            return
-        tokens = self.decoder.rows.beams.last_tokens()[-len(names) :, 0].tolist()
-        for name, token in zip(names, tokens, strict=True):
-            if (heard := self._inputs[name].heard) is not None:
-                heard(token)
+            return []
+        first = len(self.decoder.rows) - len(names)
+        tokens = self.decoder.rows.beams.last_tokens()[first:, 0].tolist()
+        over = []
+        for row, (name, token) in enumerate(zip(names, tokens, strict=True), start=first):
+            heard = self._inputs[name].heard
+            if heard is not None and heard(token):
+                over.append(row)
+        return over
 
     def _may_enter(self) -> bool:
         """Whether the next step reads prompts: when enough rows are free, or the first input has waited long enough."""
