@@ -30,19 +30,12 @@ def demo(
     from pathlib import Path
 
     from seqtune.procedures import demo as procedure
-    from seqtune.procedures.findings import findings
-    from seqtune.tokens.preparation import prepare
 
     began = time.monotonic()
     table, counts = procedure.build_table(Path(out), overwrite=overwrite)
     config = procedure.configuration(table, Path(out), minutes)
-    prepared = prepare(config)
-    sides = ", ".join(f"{len(rows):,} {side}" for side, rows in prepared.examples.items())
-    shared = prepared.leakage["test"]["same_key"]
     _say(f"{table}: {counts['kept']:,} of {counts['records']:,} records of the chemicals package")
-    _say(f"{sides}; {shared} test molecules share an InChIKey first block with training")
-    for finding in findings(prepared):
-        _say(f"{finding.level}: {finding.text}")
+    _say("molecules that share an InChIKey first block stay on one side of the split")
     shown = procedure.run(config, overwrite=overwrite)
     seconds = time.monotonic() - began
     if as_json:
