@@ -95,6 +95,27 @@ def test_eight_bits_are_small_and_close(llama_run, tmp_path):
     assert facts["num_bytes"] < 0.4 * whole["num_bytes"]
 
 
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_an_adapter_goes_out_alone_and_peft_puts_it_on_its_base(llama_run, tmp_path, capsys, method):
+    run = trained(tmp_path, llama_run, **{"adapter.method": method, "model.trim_vocabulary": False})
+    facts = export(run, tmp_path / "out", Order("peft", num_verified=20, max_different=0.0))
+    assert facts["num_different"] == 0
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    expected = Predictor.of_run(str(run)).predict([Example("1", "an input", None)])[0].prediction
+    assert said_by_the_readme(tmp_path / "out", capsys) == expected
+    merged = export(run, tmp_path / "merged", Order(num_verified=20, max_different=0.0))
+    assert facts["num_bytes"] < merged["num_bytes"]
+
+
+def test_an_adapter_that_its_base_has_no_use_for_is_refused(llama_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"adapter.method of this run is 'full'; peft takes lora, ia3, oft; use --to hf"):
+        export(llama_run, tmp_path / "out", Order("peft"))
+    base = llama_run.parent / "base"
+    run = trained(tmp_path, base, **{"adapter.method": "lora", "adapter.targets": ["lm_head"], "train.max_steps": 2})
+    with pytest.raises(ConfigError, match="the adapter has rows for the run's trimmed vocabulary, which its base"):
+        export(run, tmp_path / "out", Order("peft"))
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["trimmed", "whole"])
 def test_a_gguf_file_read_back_has_every_weight(llama_run, tmp_path, full, monkeypatch):
     """Through transformers' own reader, which `seqtune.models.gguf` uses."""
@@ -186,7 +207,7 @@ def test_a_tokenizer_that_llama_cpp_lacks_is_refused():
 def test_the_table_is_shown(capsys):
     assert run_app(["export", "--formats"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"opt +│ yes +│ no +│ yes +│ no +│ yes", shown)
+    assert re.search(r"opt +│ yes +│ yes +│ no +│ yes +│ no +│ yes", shown)
     assert run_app(["export", "some-run"]) == 2
     assert "--out is missing: seqtune export RUN --out DIR, or seqtune export --formats" in capsys.readouterr().err
 

@@ -121,7 +121,7 @@ def test_results_show_themselves(tmp_path, llama_folder):
     config = load_config(
         overrides={"data.path": str(write_csv(tmp_path / "t.csv", [*pairs(40), *pairs(2)])), "model.name": str(llama_folder)}
     )
-    assert "<td>warning</td>" in findings(prepare(config))._repr_html_()
+    assert "<td>note</td><td>2 training rows repeat" in findings(prepare(config))._repr_html_()
 
 
 @pytest.mark.slow

@@ -20,9 +20,9 @@ from seqtune.models import loading
 from seqtune.models.adapters import load_merged
 from seqtune.models.location import base_of
 from seqtune.models.vocabulary import extend_embeddings, restore_embeddings
-from seqtune.procedures.formats import table
+from seqtune.procedures.formats import table, to_peft
 from seqtune.procedures.formats.table import Format
-from seqtune.procedures.handover import hand_over
+from seqtune.procedures.handover import chat_template, hand_over
 from seqtune.records import Example, Prediction
 from seqtune.runs import is_complete, read_kept_tokens
 from seqtune.scoring.evaluate import read_predictions
@@ -84,10 +84,12 @@ def export(run: Path, folder: Path, order: Order = Order(), *, trusted: Sequence
     weights = wanted.check(shape, tokenizer, order.weights, asked=bool(order.num_verified))
     task = Task.load(run / "task.yaml")
     with folders.writing(folder) as hidden, folders.scratch(folder.with_name(f"{folder.name}-merged")) as merged:
-        encoder = write_merged(run, merged, source, task, whole=order.full_vocabulary)
-        hidden.mkdir()
-        adds_start = encoder.chat is None
-        wanted.write(merged, hidden, weights, adds_start=adds_start)
+        hidden.mkdir(parents=True)
+        if wanted.name == "peft":
+            encoder = _write_adapter(run, hidden, task, trusted)
+        else:
+            encoder = write_merged(run, merged, source, task, whole=order.full_vocabulary)
+            wanted.write(merged, hidden, weights, adds_start=encoder.chat is None)
         facts = {"format": wanted.name, "weights": weights, "num_tokens": encoder.vocab_size}
         if order.num_verified:
             facts |= _verified(run, hidden, wanted, order, trusted)
@@ -117,6 +119,19 @@ def write_merged(run: Path, folder: Path, source: ModelConfig, task: Task, *, wh
     size = int(model.config.get_text_config().vocab_size)
     encoder = Encoder(tokenizer, loading.max_length(model.config, source), size, roles=task.rendering.roles)
     hand_over(model, encoder, task, config.decode, folder)
+    return encoder
+
+
+def _write_adapter(run: Path, folder: Path, task: Task, trusted: Sequence[str]) -> Encoder:
+    """Write the adapter alone, with the tokenizer of its base."""
+    config = base_of(run, trusted)
+    shape, tokenizer = loading.load_model_config(config.model), loading.load_tokenizer(config.model)
+    size, template = int(shape.get_text_config().vocab_size), task.rendering
+    to_peft.check(run, config, read_kept_tokens(run))
+    encoder = Encoder(tokenizer, loading.max_length(shape, config.model), size, roles=template.roles)
+    if template.roles is None:
+        tokenizer.chat_template = chat_template(template, encoder)
+    to_peft.write(run, folder, config, tokenizer, encoder.end)
     return encoder
 
 

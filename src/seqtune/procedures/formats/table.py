@@ -35,6 +35,8 @@ class Runtime(Protocol):
 class Format:
     """One format.
 
+    `peft` alone is written from the run itself (`to_peft.write`), and is only for runs that trained an adapter.
+
     Attributes:
         name: what `--to` is given.
         runtime: the program that reads it.
@@ -123,6 +125,13 @@ read = tokenizer({prompt!r}, return_tensors="pt", add_special_tokens={adds_start
 written = model.generate(**read, max_new_tokens={limit})[0, read["input_ids"].shape[1] :]
 print(tokenizer.decode(written, skip_special_tokens=True))
 """
+IN_PEFT = """\
+import peft, transformers
+tokenizer, search = (kind.from_pretrained("FOLDER") for kind in (transformers.AutoTokenizer, transformers.GenerationConfig))
+model, prompt = peft.AutoPeftModelForCausalLM.from_pretrained("FOLDER"), {prompt!r}
+read = tokenizer(prompt, return_tensors="pt", add_special_tokens={adds_start})["input_ids"]
+print(tokenizer.decode(model.generate(read, search, max_new_tokens={limit})[0, read.shape[1] :], skip_special_tokens=True))
+"""
 IN_LLAMA_CPP = """\
 import xllamacpp
 settings = xllamacpp.CommonParams()
@@ -154,6 +163,7 @@ FORMATS = {
     entry.name: entry
     for entry in (
         Format("hf", "transformers", None, ("f32",), "to_huggingface", (), (), True, IN_TRANSFORMERS),
+        Format("peft", "peft", None, ("f32",), "to_peft", (), (), False, IN_PEFT),
         Format(
             "gguf", "llama.cpp", tuple(f for f in FAMILIES if f not in ("gpt_neo", "opt")), ("f16", "q8_0", "f32"), "to_gguf",
             (("gguf", "gguf"),), (("xllamacpp", "export"),), False, IN_LLAMA_CPP,
