@@ -80,6 +80,11 @@ class Bundle(Section):
             self._wordings = [wording_of(each, self.language, self.target) for each in given]
         return self._wordings
 
+    @property
+    def files(self) -> list[str | None]:
+        """The names of its tables, `None` for those that it does without."""
+        return [self.data.path, self.data.validation_path, self.data.test_path, self.pool]
+
     def fields(self, example: Example) -> dict[str, str]:
         """A row's columns, and `input` and `output`; the answer in the words that the model shall use."""
         said = example.output or ""

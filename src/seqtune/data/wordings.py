@@ -180,6 +180,7 @@ def _choice(context: jinja2.runtime.Context, items: Sequence[Any]) -> Any:
 ENVIRONMENT = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False)
 ENVIRONMENT.filters |= {"choice": _choice, "most_frequent": _most_frequent, "highlight": lambda text: text}
 ENVIRONMENT.globals["zip"] = zip
+del ENVIRONMENT.globals["lipsum"]  # makes text without a limit
 
 
 @functools.lru_cache(4096)

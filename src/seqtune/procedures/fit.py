@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from seqtune import folders, progress, runs
 from seqtune.config import Config, TrainConfig
+from seqtune.data.mixture import bundles_of
 from seqtune.data.table import FIELD, texts
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
@@ -93,6 +94,11 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     say = _speaker(quiet)
     if process.is_main_process:
         runs.check_free(config, folder, resume=resume, overwrite=overwrite)
+        if overwrite and config.mixture:
+            tables = [
+                t for b in bundles_of(config.mixture) for t in (b.data.path, b.data.validation_path, b.data.test_path, b.pool)
+            ]
+            runs.check_outside(folder, tables)
     check_trackers(config.train)
     prepared = prepare(config)
     check_packages(prepared.task, config.decode)

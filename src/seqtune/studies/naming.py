@@ -37,10 +37,9 @@ def digest(content: Any) -> str:
 def ingredients(config: Config) -> list[Any]:
     """What decides a run's weights beside its settings: digests of files, and seqtune's version and defaults."""
     bundles = bundles_of(config.mixture) if config.mixture else []
-    sources = [bundle.data for bundle in bundles] or [config.data]
-    names = [name for data in sources for name in (data.path, data.validation_path, data.test_path)]
-    tables = [_table(name) for name in (*names, *(bundle.pool for bundle in bundles))]
-    tables += [bundle.model_dump() for bundle in bundles]
+    data = config.data
+    names = [name for b in bundles for name in b.files] or [data.path, data.validation_path, data.test_path]
+    tables = [*map(_table, names), *(bundle.model_dump() for bundle in bundles)]
     defaults = [file_digest(PACKAGE / name) for name in DEFAULTS]
     return [tables, _base(config.model), metadata.version("seqtune"), defaults]
 
