@@ -32,9 +32,34 @@ _Loader.add_implicit_resolver(
 )
 
 
+MAX_NODES = 1_000_000  # of a text, each as often as it is named
+
+
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or names its own parts (`*name`) so often that it becomes far larger than it is.
+    """
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _num_nodes(root, {}) > MAX_NODES:
+            raise yaml.YAMLError(f"it holds more than {MAX_NODES:,} values, those that are named several times included")
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _num_nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node, itself included; one within itself counts once."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] += 0 if isinstance(node, yaml.ScalarNode) else sum(_num_nodes(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_json_object(path: Path, damaged: Callable[[Path, str], Exception]) -> dict[str, Any]:

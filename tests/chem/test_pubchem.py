@@ -168,6 +168,73 @@ def test_a_wrong_checksum_is_refused(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def answering(head: dict, get: dict, note: bytes = b"", body: bytes = b""):
+    """A server with odd headers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.0"
+
+        def do_HEAD(self):
+            self.reply(head)
+
+        def do_GET(self):
+            is_note = self.path.endswith(".md5")
+            self.reply({} if is_note else get)
+            self.wfile.write(note if is_note else body)
+
+        def reply(self, headers):
+            self.send_response(206 if "Content-Range" in headers else 200)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    return httpd, f"http://127.0.0.1:{httpd.server_port}/file.gz"
+
+
+BODY = b"0123456789"
+NOTE = hashlib.md5(BODY).hexdigest().upper().encode() + b" *file.gz\n"
+LENGTH = {"Content-Length": "10"}
+
+
+@pytest.mark.parametrize(
+    ("head", "get", "note", "error"),
+    [
+        ({}, {}, NOTE, "does not say how long it is"),
+        ({"Content-Length": "many"}, LENGTH, NOTE, "does not say how long it is .*many"),
+        ({"Content-Length": "²"}, LENGTH, NOTE, "does not say how long it is"),
+        ({"Content-Length": "-1"}, LENGTH, NOTE, "does not say how long it is"),
+        (LENGTH, {}, NOTE, "does not say how long it is"),
+        ({"Content-Length": "11"}, LENGTH, NOTE, "the server said 11 bytes, and sends 10"),
+        ({"Content-Length": "11"}, {"Content-Length": "11"}, NOTE, "goes on where it stopped"),
+        ({"Content-Length": "9"}, {"Content-Length": "9"}, NOTE, "what arrived has MD5"),
+        (LENGTH, LENGTH, b"", "holds no checksum"),
+        (LENGTH, LENGTH, b"<html>not found</html>", "holds no checksum but b'<html>"),
+        (LENGTH, LENGTH, b"\xff" * 100_000, "holds no checksum"),
+        (LENGTH, LENGTH, b"0" * 32, "the server says 000"),
+    ],
+)
+def test_lengths_and_checksums_that_are_missing_or_wrong(tmp_path, head, get, note, error):
+    httpd, url = answering(head, get, note, BODY)
+    with pytest.raises(DataError, match=error):
+        fetch(url, tmp_path)
+    httpd.shutdown()
+    assert not (tmp_path / "file.gz").exists()
+
+
+@pytest.mark.parametrize("part", [b"", b"0123", b"of an older, longer file"])
+def test_what_was_begun_is_not_put_together_wrongly(tmp_path, part):
+    """A server that sends all of it where the rest was asked for, and a beginning of something else."""
+    (tmp_path / "file.gz.part").write_bytes(part)
+    httpd, url = answering(LENGTH, LENGTH | {"Content-Range": "bytes 0-9/10"}, NOTE, BODY)
+    assert fetch(url, tmp_path).read_bytes() == BODY
+    httpd.shutdown()
+
+
 def test_no_server(tmp_path):
     with pytest.raises(DataError, match="cannot be downloaded"):
         fetch("http://127.0.0.1:9/file.gz", tmp_path)

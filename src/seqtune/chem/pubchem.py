@@ -6,21 +6,20 @@ They are unpacked and parsed in blocks by a thread each, and joined where the bl
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import polars
 
+from seqtune.data.archives import BROKEN, COMPRESSIONS, unpacked
 from seqtune.errors import DataError
 
 BLOCK = 3 * 2**19  # unpacked bytes parsed at once
+UNPARSED = (polars.exceptions.PolarsError, polars.exceptions.PanicException)
 
 
 def within(
@@ -108,14 +107,9 @@ class _Side:
 
 
 def _blocks(path: Path, column: str) -> Iterator[polars.DataFrame]:
-    try:
-        with open_text(path) as stream:
-            while block := stream.read(BLOCK):
-                yield _parse(path, block + stream.readline(), column)
-    except FileNotFoundError:
-        raise DataError(f"{str(path)!r} does not exist") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{str(path)!r} cannot be unpacked: {error}; download it again") from None
+    with reading(path) as stream:
+        while block := stream.read(BLOCK):
+            yield _parse(path, block + stream.readline(BLOCK), column)
 
 
 def _parse(path: Path, block: bytes, column: str) -> polars.DataFrame:
@@ -123,17 +117,22 @@ def _parse(path: Path, block: bytes, column: str) -> polars.DataFrame:
         return polars.read_csv(
             block, separator="\t", has_header=False, quote_char=None, schema={"cid": polars.UInt32, column: polars.String}
         )
-    except polars.exceptions.PolarsError as error:
+    except UNPARSED as error:
         sample = block[:60].decode("utf-8", "replace")
         raise DataError(f"{str(path)!r}: not lines of CID <tab> text near {sample!r} ({str(error).splitlines()[0]})") from None
 
 
-def open_text(path: Path) -> BinaryIO:
-    """A plain or gzipped file, unpacked as it is read."""
-    if path.suffix != ".gz":
-        return path.open("rb")
-    try:  # unpacks several times faster
-        opener: Any = importlib.import_module("isal.igzip").open
-    except ImportError:
-        opener = gzip.open
-    return opener(os.fspath(path), "rb")
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A plain or gzipped file, unpacked as it is read.
+
+    Raises:
+        DataError: it is missing, damaged, or unpacks to far more than such a file can hold.
+    """
+    try:
+        with unpacked(path, COMPRESSIONS.get(path.suffix)) as stream:
+            yield stream
+    except FileNotFoundError:
+        raise DataError(f"{str(path)!r} does not exist") from None
+    except (OSError, *BROKEN) as error:
+        raise DataError(f"{str(path)!r} cannot be unpacked: {error}; download it again") from None

@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal
 
 import polars
 
-from seqtune.chem.pubchem import open_text
+from seqtune.chem.pubchem import reading
 from seqtune.errors import DataError
 
 Style = Literal["preferred", "systematic", "traditional"]
@@ -22,6 +22,9 @@ STYLES = {
     "traditional": "PUBCHEM_IUPAC_TRADITIONAL_NAME",
 }
 SMILES_FIELDS = ("PUBCHEM_SMILES", "PUBCHEM_OPENEYE_ISO_SMILES")  # since 2024, and before
+CID = "PUBCHEM_COMPOUND_CID"
+LARGEST_CID = 2**32 - 1
+LINE = 2**20  # bytes; the longest names have some thousand
 ROWS = 50_000
 
 
@@ -38,23 +41,18 @@ def frames(paths: Sequence[Path], style: Style, counts: Counter[str]) -> Iterato
     """
     rows: list[tuple[int, str, str]] = []
     for path in paths:
-        try:
-            with open_text(path) as stream:
-                for record in _records(stream):
-                    counts[f"records in {path.name}"] += 1
-                    smiles = next((record[f] for f in SMILES_FIELDS if f in record), "")
-                    name, cid = record.get(STYLES[style], ""), record.get("PUBCHEM_COMPOUND_CID", "")
-                    if not (smiles and name and cid.isdigit()):
-                        counts[f"no SMILES or no {style} name"] += 1
-                        continue
-                    rows.append((int(cid), smiles, name))
-                    if len(rows) == ROWS:
-                        yield _frame(rows)
-                        rows = []
-        except FileNotFoundError:
-            raise DataError(f"{str(path)!r} does not exist") from None
-        except (OSError, EOFError) as error:
-            raise DataError(f"{str(path)!r} cannot be unpacked: {error}; download it again") from None
+        with reading(path) as stream:
+            for record in _records(stream, path):
+                counts[f"records in {path.name}"] += 1
+                smiles = next((record[f] for f in SMILES_FIELDS if f in record), "")
+                name, cid = record.get(STYLES[style], ""), record.get(CID, "")
+                if not (smiles and name and _is_cid(cid)):
+                    counts[f"no SMILES or no {style} name"] += 1
+                    continue
+                rows.append((int(cid), smiles, name))
+                if len(rows) == ROWS:
+                    yield _frame(rows)
+                    rows = []
     if rows:
         yield _frame(rows)
 
@@ -63,16 +61,24 @@ def _frame(rows: list[tuple[int, str, str]]) -> polars.DataFrame:
     return polars.DataFrame(rows, schema={"cid": polars.UInt32, "smiles": polars.String, "iupac": polars.String}, orient="row")
 
 
-def _records(stream: BinaryIO) -> Iterator[dict[str, str]]:
-    """The data fields of each record: `> <FIELD>`, then its value on the next line, up to `$$$$`."""
+def _is_cid(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_CID)) and int(text) <= LARGEST_CID
+
+
+def _records(stream: BinaryIO, path: Path) -> Iterator[dict[str, str]]:
+    """The data fields of each record that are needed: `> <FIELD>`, then its value on the next line, up to `$$$$`."""
+    needed = {*STYLES.values(), *SMILES_FIELDS, CID}
     record: dict[str, str] = {}
     field = ""
-    for line in stream:
+    while line := stream.readline(LINE + 1):
+        if len(line) > LINE:
+            raise DataError(f"{str(path)!r}: a line has more than {LINE:,} bytes, so it is no structure-data file")
         if field:
-            record[field] = line.decode("utf-8", "replace").strip()
+            if field in needed:
+                record[field] = line.decode("utf-8", "replace").strip()
             field = ""
         elif line.startswith(b">"):
-            field = line.partition(b"<")[2].partition(b">")[0].decode()
+            field = line.partition(b"<")[2].partition(b">")[0].decode("utf-8", "replace")
         elif line.startswith(b"$$$$"):
             yield record
             record = {}

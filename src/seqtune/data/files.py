@@ -1,37 +1,38 @@
 """Table files and their lines: CSV, TSV, JSONL and Parquet, plain or compressed, local or `hf://`.
 
-Text is cut into cells by the standard library, so every row has its line and a bad one does not stop the others.
+Text is cut into cells by the standard library, so every row has its line and a bad one does not stop the others. No file is
+trusted: what is held at once is bounded, however long its lines, rows and cells are.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import gzip
 import io
-import itertools
 import json
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 import polars
-import pyarrow
-import pyarrow.parquet
-import zstandard
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from seqtune.config import DataConfig
+from seqtune.data import parquet
+from seqtune.data.archives import BROKEN, COMPRESSIONS, unpacked
+from seqtune.data.layouts import text_fault
 from seqtune.data.table import FIELD, FRAME_ROWS
 from seqtune.errors import DataError, near_path
 
+T = TypeVar("T")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+MAX_COLUMNS = 10_000
+ROW_CHARACTERS = 2**24  # of a row, or twice the longest cell that is allowed
+FRAME_CHARACTERS = 2**24  # of the rows that are held at once,
+FRAME_CELLS = 2**22  # and their cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,13 @@ def open_table(name: str, config: DataConfig) -> TableFile:
     table = TableFile(name, path, kind, compression, ())
     try:
         columns = _columns(table, config)
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+    except BROKEN as error:
         raise _broken_archive(table, 0, error) from None
+    if len(columns) > MAX_COLUMNS:
+        raise DataError(f"{name!r} has {len(columns):,} columns, more than {MAX_COLUMNS:,}; keep those that are needed")
+    for column in columns:
+        if fault := text_fault(column):
+            raise DataError(f"{name!r}: the column name {column[:80]!r} {fault}; rename it")
     if len(set(columns)) < len(columns):
         double = next(c for c in columns if columns.count(c) > 1)
         raise DataError(f"{name!r}: the column {double!r} appears twice in the header; rename one")
@@ -120,23 +126,52 @@ def _broken_archive(table: TableFile, line: int, error: Exception) -> DataError:
     )
 
 
-def _bytes(table: TableFile) -> io.BufferedReader:
-    if table.compression == "gzip":
-        return io.BufferedReader(gzip.open(table.path, "rb"))  # type: ignore[arg-type]
-    if table.compression == "zstd":
-        return io.BufferedReader(zstandard.open(table.path, "rb"))  # type: ignore[arg-type]
-    return table.path.open("rb")
-
-
 def _text(table: TableFile) -> io.TextIOWrapper:
     # surrogateescape keeps a bad byte inside its cell, so that one row is rejected and not the file
-    return io.TextIOWrapper(_bytes(table), encoding="utf-8-sig", errors="surrogateescape", newline="")
+    source = unpacked(table.path, table.compression)
+    return io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _reader(table: TableFile, handle: io.TextIOWrapper, config: DataConfig) -> Iterator[list[str]]:
-    csv.field_size_limit(sys.maxsize)
+@dataclass(slots=True)
+class _Place:
+    """How far a file is read: the last line, all characters, and those up to the end of the last row."""
+
+    line: int = 0
+    characters: int = 0
+    row: int = 0
+
+
+def _lines(table: TableFile, handle: io.TextIOWrapper, config: DataConfig, place: _Place) -> Iterator[str]:
+    """The lines of a text, as long as no row takes too many characters."""
+    most = max(ROW_CHARACTERS, 2 * config.max_cell_characters)
+    while text := handle.readline(most + 1):
+        place.line += 1
+        place.characters += len(text)
+        if place.characters - place.row > most:
+            raise DataError(
+                f"{table.name!r}, line {place.line}: the row has {place.characters - place.row:,} characters, more than "
+                f"{most:,} (an unclosed quote?); {_QUOTE_HINT}"
+            )
+        yield text
+
+
+def _portions(rows: Iterable[T], place: _Place, num_columns: int) -> Iterator[list[T]]:
+    """As many rows as make a frame; fewer, if they are long."""
+    most, portion, begin = max(1, min(FRAME_ROWS, FRAME_CELLS // max(1, num_columns))), [], place.characters
+    for row in rows:
+        portion.append(row)
+        place.row = place.characters
+        if len(portion) == most or place.characters - begin > FRAME_CHARACTERS:
+            yield portion
+            portion, begin = [], place.characters
+    if portion:
+        yield portion
+
+
+def _reader(table: TableFile, lines: Iterator[str], config: DataConfig) -> Iterator[list[str]]:
+    csv.field_size_limit(sys.maxsize)  # the row's own limit comes first
     return csv.reader(
-        handle,
+        lines,
         delimiter=config.delimiter or DELIMITERS[table.kind],
         quotechar=config.quote or None,
         quoting=csv.QUOTE_MINIMAL if config.quote else csv.QUOTE_NONE,
@@ -146,13 +181,13 @@ def _reader(table: TableFile, handle: io.TextIOWrapper, config: DataConfig) -> I
 
 def _columns(table: TableFile, config: DataConfig) -> list[str]:
     if table.kind == ".parquet":
-        with _reading_parquet(table):
-            return list(polars.read_parquet_schema(_parquet(table)))
+        return parquet.column_names(table.path, table.compression)
     with _text(table) as handle:
+        lines = _lines(table, handle, config, _Place())
         if handle.buffer.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[attr-defined]
             raise DataError(f"{table.name!r} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW")
         if table.kind == ".jsonl":
-            first = next((line for line in handle if line.strip()), None)
+            first = next((line for line in lines if line.strip()), None)
             if first is None:
                 raise DataError(f"{table.name!r} holds no rows; it needs one JSON object per line")
             record = _json_object(first)
@@ -160,7 +195,7 @@ def _columns(table: TableFile, config: DataConfig) -> list[str]:
                 raise DataError(f"{table.name!r}, line 1: {record}; each line must be one JSON object")
             return [str(key) for key in record]
         try:
-            header = next(iter(_reader(table, handle, config)), None)
+            header = next(iter(_reader(table, lines, config)), None)
         except csv.Error as error:
             raise DataError(f"{table.name!r}, line 1: {error}; {_QUOTE_HINT}") from None
     if not header:
@@ -219,18 +254,18 @@ class Raw:
 def raw_rows(table: TableFile, config: DataConfig) -> Iterator[Raw]:
     """The rows of a file, a few thousand at a time."""
     read = {".parquet": _parquet_rows, ".jsonl": _json_rows}.get(table.kind, _delimited_rows)
-    line = [0]  # the last one that was read
+    place = _Place()
     try:
-        yield from read(table, config, line)
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise _broken_archive(table, line[0], error) from None
+        yield from read(table, config, place)
+    except BROKEN as error:
+        raise _broken_archive(table, place.line, error) from None
 
 
-def _json_rows(table: TableFile, config: DataConfig, line: list[int]) -> Iterator[Raw]:
+def _json_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
     names = set(table.columns)
     with _text(table) as handle:
-        lines = _counted(handle, line)
-        while chunk := list(itertools.islice(lines, FRAME_ROWS)):
+        lines = enumerate(_lines(table, handle, config, place), start=1)
+        for chunk in _portions(lines, place, len(names)):
             raw, records = Raw(table.columns), []
             for number, text in chunk:
                 record = _json_object(text) if text.strip() else None
@@ -252,57 +287,22 @@ def _as_text(record: dict[str, object]) -> dict[str, str]:
     }
 
 
-def _parquet(table: TableFile) -> Path | io.BytesIO:
-    """Parquet needs to seek, so a compressed file is unpacked in memory."""
-    if table.compression is None:
-        return table.path
-    with _bytes(table) as handle:
-        return io.BytesIO(handle.read())
+def _parquet_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
+    num_rows = max(1, min(FRAME_ROWS, FRAME_CELLS // max(1, len(table.columns))))
+    for columns in parquet.portions(table.path, table.compression, num_rows, FRAME_CHARACTERS):
+        lines = list(range(place.line + 1, place.line + len(columns[0]) + 1))
+        place.line += len(lines)
+        yield Raw(table.columns, lines, columns)
 
 
-@contextlib.contextmanager
-def _reading_parquet(table: TableFile) -> Iterator[None]:
-    try:
-        yield
-    except (polars.exceptions.PolarsError, pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{table.name!r} cannot be read as Parquet: {error}") from None
-
-
-def _counted(handle: io.TextIOWrapper, line: list[int]) -> Iterator[tuple[int, str]]:
-    for number, text in enumerate(handle, start=1):
-        line[0] = number
-        yield number, text
-
-
-def _parquet_rows(table: TableFile, config: DataConfig, line: list[int]) -> Iterator[Raw]:
-    with _reading_parquet(table):
-        file = pyarrow.parquet.ParquetFile(_parquet(table))
-        for batch in file.iter_batches(FRAME_ROWS):
-            batch.validate(full=True)
-            frame = polars.DataFrame(batch)
-            lines = list(range(line[0] + 1, line[0] + len(frame) + 1))
-            line[0] += len(frame)
-            yield Raw(table.columns, lines, [_cells(frame[name]) for name in table.columns])
-
-
-def _cells(column: polars.Series) -> list[str]:
-    return column.fill_null("").to_list() if column.dtype == polars.String else [_cell(value) for value in column.to_list()]
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list | dict):
-        return json.dumps(value, default=str)
-    return "" if value is None or value != value else str(value)  # noqa: PLR0124 - NaN, a missing number
-
-
-def _delimited_rows(table: TableFile, config: DataConfig, line: list[int]) -> Iterator[Raw]:
+def _delimited_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
     width = len(table.columns)
     with _text(table) as handle:
-        reader: Any = _reader(table, handle, config)
-        next(reader)
-        numbered = ((reader.line_num, cells) for cells in reader)
+        reader: Any = _reader(table, _lines(table, handle, config, place), config)
         try:
-            while chunk := list(itertools.islice(numbered, FRAME_ROWS)):
+            next(reader)
+            place.row = place.characters
+            for chunk in _portions(((place.line, cells) for cells in reader), place, width):
                 whole = [(number, cells) for number, cells in chunk if len(cells) == width]
                 raw = Raw(table.columns, [number for number, _ in whole])
                 raw.columns = list(zip(*(cells for _, cells in whole), strict=True)) or [()] * width
@@ -311,6 +311,4 @@ def _delimited_rows(table: TableFile, config: DataConfig, line: list[int]) -> It
                     raw.faults = [(number, f"{found} cells where the header has {width}") for number, found in odd]
                 yield raw
         except csv.Error as error:
-            raise DataError(f"{table.name!r}, line {reader.line_num}: {error}; {_QUOTE_HINT}") from None
-        finally:
-            line[0] = reader.line_num
+            raise DataError(f"{table.name!r}, line {place.line}: {error}; {_QUOTE_HINT}") from None

@@ -17,6 +17,8 @@ from seqtune.errors import DataError, did_you_mean
 from seqtune.records import Rejected
 
 CACHE_BYTES = 2**18  # smaller files are read faster than a cache is looked up
+PACKED_BYTES = 2**12  # likewise, of those that unpack to far more
+MAX_FAULTS = 1_000_000  # each is kept, with its reason
 FORMAT = "2"  # changes with what is made of a row
 GUESSES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
@@ -62,7 +64,8 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
     if layout == "pairs":
         columns = replace(columns, input=FIELD + config.input, output=FIELD + config.output)
     key = None
-    if table.path.stat().st_size >= CACHE_BYTES:
+    is_packed = table.compression is not None or table.kind == ".parquet"
+    if table.path.stat().st_size >= (PACKED_BYTES if is_packed else CACHE_BYTES):
         settings = (config.input, config.output, config.delimiter, config.quote, config.max_cell_characters)
         key = kept.key_of(FORMAT, kept.digest(table.path), table.kind, table.compression, layout, need_output, settings)
 
@@ -97,6 +100,8 @@ def _usable(raw: Raw, layout: Layout, config: DataConfig, need_output: bool, fau
         else:
             pairs[index] = pair
     faults += sorted([*raw.faults, *((raw.lines[index], reason) for index, reason in bad.items())])
+    if len(faults) > MAX_FAULTS:
+        raise DataError(f"more than {MAX_FAULTS:,} rows cannot be used; first: line {faults[0][0]}: {faults[0][1]}")
     if frame is None or bad:
         frame = raw.frame([i for i in range(len(raw.lines)) if i not in bad])
     if layout == "pairs":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from seqtune import folders, progress, runs
 from seqtune.config import TrainConfig
+from seqtune.data.archives import BROKEN, COMPRESSIONS, unpacked
 from seqtune.data.splits import unit_hash
 from seqtune.errors import DataError, InterruptedRunError, RunError
 from seqtune.models.loading import save_model
@@ -69,10 +69,9 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
     documents: list[str] = []
     for path in paths:
         try:
-            content = path.read_bytes()
-            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-            documents += [d for d in text.split("\n\n") if d.strip()]
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+            with unpacked(path, COMPRESSIONS.get(path.suffix)) as stream:
+                documents += [d for d in stream.read().decode("utf-8").split("\n\n") if d.strip()]
+        except (OSError, *BROKEN, UnicodeDecodeError) as error:
             raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from None
     if (number := len(set(documents))) < 100:
         raise DataError(f"the corpus holds {number} different paragraphs; pretraining needs at least 100")

@@ -12,6 +12,7 @@ from matplotlib import pyplot
 
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: smaller, and searchable
+matplotlib.rcParams["text.parse_math"] = False  # a label is a setting or an answer, and `$` in it is no formula
 BLUE, GREY, ORANGE = "#2563a8", "#8a94a3", "#c2571a"
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import polars
-import yaml
 from markupsafe import Markup
 from matplotlib import pyplot
 
@@ -23,6 +22,7 @@ from seqtune.scoring.evaluate import read_predictions
 from seqtune.studies import analysis
 from seqtune.studies.tables import COMPARED, MAX_COMPARED, SCORES, VALIDATION, label, ranking, short, starved
 from seqtune.training.log import read_log
+from seqtune.yaml_files import read_yaml_mapping
 
 EXAMPLES = "data.num_examples"
 MAX_LEGEND = 40
@@ -38,7 +38,7 @@ def study_page(folder: Path) -> str:
     shown = _columns(summary, axes)
     rows = [[_shown(row, c) for c in shown] for row in summary.iter_rows(named=True)]
     settings = folder / "study.yaml"
-    study = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+    study = read_yaml_mapping(settings, "study") if settings.exists() else {}
     search, failures = _json(folder / "search.json"), _json(folder / "failures.json") or []
     comparisons = _comparisons(folder / "comparisons.csv")
     plots = _search_plots(search) if search else _study_plots(summary, axes, scores[:2])

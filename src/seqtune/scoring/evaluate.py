@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from seqtune import plugins
+from seqtune.data.archives import BROKEN, EXPANSION, WINDOW, too_large
 from seqtune.data.tasks import Task
 from seqtune.errors import DataError, near_path
 from seqtune.plugins import TaskMetrics
@@ -28,6 +29,7 @@ from seqtune.scoring.task_scores import task_scores, thinned, verification_score
 
 NUM_STRATA = 4
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PREDICTIONS = "predictions.jsonl"
 
 
 def read_predictions(path: str | Path, reference: str = "reference") -> list[Prediction]:
@@ -48,7 +50,7 @@ def read_predictions(path: str | Path, reference: str = "reference") -> list[Pre
         if shards and not file.exists():
             return _of_shards(Path(path), shards, reference)
     if not file.is_file():
-        near = near_path(Path(path)) or "; it should be a predictions.jsonl, or a folder that holds one"
+        near = near_path(Path(path)) or f"; it should be a {PREDICTIONS}, or a folder that holds one"
         raise DataError(f"{str(file)!r} does not exist{near}")
     try:
         # not splitlines(): it also splits at U+2028, U+0085 and others, which stand unescaped inside JSON texts
@@ -56,6 +58,8 @@ def read_predictions(path: str | Path, reference: str = "reference") -> list[Pre
             return _predictions(lines, str(path), DELIMITERS.get(file.suffix), reference)
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not UTF-8 text: {error}") from None
+    except csv.Error as error:
+        raise DataError(f"{str(path)!r} cannot be read as a table: {error}") from None
 
 
 def _of_shards(folder: Path, shards: Sequence[Path], reference: str) -> list[Prediction]:
@@ -75,18 +79,20 @@ def read_archive(path: str | Path, reference: str = "reference") -> dict[str, li
     """
     if not Path(path).is_file():
         raise DataError(f"{str(path)!r} does not exist{near_path(Path(path))}")
+    found = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if Path(name).name == PREDICTIONS]
-            texts = {name: archive.read(name).decode() for name in names}
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+            files = [entry for entry in archive.infolist() if Path(entry.filename).name == PREDICTIONS]
+            if sum(entry.file_size for entry in files) > max(WINDOW, EXPANSION * Path(path).stat().st_size):
+                raise too_large(Path(path), "bytes")
+            for entry in files:
+                with io.TextIOWrapper(archive.open(entry), encoding="utf-8") as lines:
+                    found[str(Path(entry.filename).parent)] = _predictions(lines, f"{path}/{entry.filename}", None, reference)
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError, *BROKEN) as error:
         raise DataError(f"{str(path)!r} cannot be read as a zip: {error}") from None
-    if not texts:
-        raise DataError(f"{str(path)!r} holds no predictions.jsonl, which `seqtune study FILE --export FILE.zip` puts there")
-    return {
-        str(Path(name).parent): _predictions(io.StringIO(text), f"{path}/{name}", None, reference)
-        for name, text in texts.items()
-    }
+    if not found:
+        raise DataError(f"{str(path)!r} holds no {PREDICTIONS}, which `seqtune study FILE --export FILE.zip` puts there")
+    return found
 
 
 def _predictions(lines: Iterable[str], name: str, delimiter: str | None, reference: str) -> list[Prediction]:

@@ -1,0 +1,141 @@
+"""Packed files (.gz, .zst), unpacked as they are read, as long as they hold about as much as texts of their size can hold.
+
+A few kilobytes can unpack to gigabytes. So what comes out is weighed against what went in, a window at a time: each 2 MiB must
+come from at least a 500th of that. Tables of texts are packed to a tenth, those that repeat a long text in every row to a
+hundredth; gzip can reach 1:1,000 and Zstandard 1:30,000 where there is nothing but repetition.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import zstandard
+
+from seqtune.errors import DataError
+
+try:  # unpacks several times faster
+    igzip: Any = importlib.import_module("isal.igzip")
+    ISAL_ERRORS: tuple[type[Exception], ...] = (importlib.import_module("isal.isal_zlib").error,)
+except ImportError:
+    igzip, ISAL_ERRORS = gzip, ()
+
+BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, *ISAL_ERRORS)  # what a damaged file raises
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+WINDOW = 2**21  # unpacked bytes that are weighed together
+EXPANSION = 500
+PIECE = 2**10  # packed bytes taken at once; of Zstandard they unpack to 32 MiB at most
+
+
+def unpacked(path: Path, compression: str | None) -> BinaryIO:
+    """A file's content, plain, gzipped or packed by Zstandard.
+
+    Args:
+        path: the file.
+        compression: a value of `COMPRESSIONS`; `None` for a plain file.
+
+    Returns:
+        A stream. Reading from it raises one of `BROKEN` for a file that is damaged or cut off, and `DataError` for one that
+        unpacks to more than a table can hold.
+    """
+    if compression is None:
+        return path.open("rb")
+    packed = _Packed(path)
+    source = igzip.GzipFile(fileobj=packed, mode="rb") if compression == "gzip" else _Zstandard(packed)
+    return io.BufferedReader(_Weighed(source, packed), 2**17)
+
+
+def too_large(path: Path, unit: str) -> DataError:
+    """The error for a file that holds far more than its size allows."""
+    return DataError(
+        f"{str(path)!r} unpacks to more than {EXPANSION} times as many {unit} as it has bytes; tables do not, but files that "
+        "are made to fill the memory do. If it is right all the same, unpack it first, and give the plain file"
+    )
+
+
+class _Packed(io.RawIOBase):
+    """The file itself, handed out in small pieces, so that what comes out can be weighed against what went in."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file = path.open("rb")
+        self.taken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        """Bytes that were read."""
+        piece = self.file.read(min(len(target), PIECE))
+        target[: len(piece)] = piece
+        self.taken += len(piece)
+        return len(piece)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+class _Zstandard(io.RawIOBase):
+    """Unpacks all frames of a file; zstandard's own reader takes one that is cut off for a whole one."""
+
+    def __init__(self, packed: _Packed):
+        self.packed = packed
+        self.frame: Any = None
+        self.ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        """Bytes that were read; raises `EOFError` where the file ends within a frame."""
+        while not self.ready:
+            piece = self.packed.read(PIECE)
+            if not piece:
+                if self.frame is not None:
+                    raise EOFError("the file ends within a frame")
+                return 0
+            self.ready = memoryview(self._unpack(piece))
+        count = min(len(target), len(self.ready))
+        target[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+    def _unpack(self, piece: bytes) -> bytes:
+        found = []
+        while piece:
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            found.append(self.frame.decompress(piece))
+            piece = self.frame.unused_data if self.frame.eof else b""
+            if self.frame.eof:
+                self.frame = None
+        return b"".join(found)
+
+
+class _Weighed(io.RawIOBase):
+    """What comes out of a file that is unpacked, weighed against what goes in."""
+
+    def __init__(self, source: Any, packed: _Packed):
+        self.source, self.packed = source, packed
+        self.given = 0  # of this window
+        self.before = 0  # packed bytes that were taken before this window
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        """Bytes that were read; raises `DataError` where they are too many."""
+        count = self.source.readinto(target)
+        self.given += count
+        if self.given >= WINDOW:
+            if self.given > EXPANSION * (self.packed.taken - self.before + PIECE):
+                raise too_large(self.packed.path, "bytes")
+            self.given, self.before = 0, self.packed.taken
+        return count
+
+    def close(self) -> None:
+        self.packed.close()
+        super().close()
