@@ -3,6 +3,7 @@
     SeqtuneError
     ├── ConfigError         a setting is unknown, out of range or contradicts another one
     ├── DataError           a table cannot be read or holds too little that can be used
+    │   ├── RejectedRowsError   too many of its rows cannot be used
     │   └── SupervisionError    it is in doubt which tokens of a row carry loss
     │       └── TooLongError    a row takes more tokens than the model reads
     ├── ModelError          a model or tokenizer cannot be loaded or does not fit the task
@@ -17,8 +18,12 @@ Mistakes of this package itself are found by `assert` statements, never reported
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seqtune.records import Rejected
 
 
 class SeqtuneError(Exception):
@@ -31,6 +36,19 @@ class ConfigError(SeqtuneError):
 
 class DataError(SeqtuneError):
     """A table cannot be read, or holds too little that can be used."""
+
+
+class RejectedRowsError(DataError):
+    """Too many rows of a table cannot be used.
+
+    Args:
+        text: how many, the first, and what to do.
+        rejected: all of them.
+    """
+
+    def __init__(self, text: str, rejected: Sequence[Rejected]):
+        super().__init__(text)
+        self.rejected = rejected
 
 
 class SupervisionError(DataError):

@@ -200,8 +200,8 @@ def test_too_many_bad_rows_are_an_error(tmp_path):
     path.write_bytes(b"input,output\na,b\nc,\n")
     _, rejected = read(path)
     with pytest.raises(DataError, match=r"1 of 2 rows cannot be used, more than data.max_rejected = 0.05; first: .*line 3"):
-        check_rejected_share(1, 2, 0.05, rejected[0])
-    check_rejected_share(1, 2, 0.5, rejected[0])
+        check_rejected_share(rejected[:1], 2, 0.05)
+    check_rejected_share(rejected[:1], 2, 0.5)
 
 
 def test_a_number_that_is_missing_is_no_text(tmp_path):

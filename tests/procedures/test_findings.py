@@ -7,6 +7,7 @@ import random
 import pytest
 
 from conftest import write_csv
+from seqtune.cli.app import run_app
 from seqtune.config import load_config
 from seqtune.data.near import NEAR, jaccard, near_rows, shingles
 from seqtune.errors import DataError
@@ -136,3 +137,25 @@ def test_characters_that_the_tokenizer_lacks(tmp_path):
     [(level, text)] = [each for each in given if "cannot spell" in each[1]]
     assert level == "warning"
     assert "line 2: 'größe'" in text
+
+
+def test_check_writes_the_rejected_rows_also_of_a_table_that_it_refuses(tmp_path, llama_folder, capsys):
+    rows = [(word(), "" if n % 2 else word()) for n in range(40)]
+    table, out = write_csv(tmp_path / "t.csv", rows), tmp_path / "bad.jsonl"
+    assert run_app(["check", str(table), "--model", str(llama_folder), "--rejected", str(out)]) == 1
+    assert "20 of 40 rows cannot be used" in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == 20
+    empty = write_csv(tmp_path / "e.csv", [(word(), "") for _ in range(5)])
+    assert run_app(["check", str(empty), "--model", str(llama_folder), "--rejected", str(out)]) == 1
+    assert len(out.read_text().splitlines()) == 5
+
+
+def test_check_ends_in_a_verdict_with_the_next_command(tmp_path, llama_folder, capsys):
+    table = write_csv(tmp_path / "my pairs.csv", [(word(), word()) for _ in range(40)])
+    asked = ["check", str(table), "--model", str(llama_folder), "--set", "train.epochs=3"]
+    assert run_app(asked) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"ready to train: seqtune fit --data '{table}' --model {llama_folder} --set train.epochs=3"
+    write_csv(table, [(word(), "water") for _ in range(40)])
+    assert run_app(asked) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "not ready: 1 error above"

@@ -60,10 +60,16 @@ def check(
     from pathlib import Path
 
     from seqtune import runs
+    from seqtune.errors import RejectedRowsError
     from seqtune.procedures.check import report
     from seqtune.tokens.preparation import prepare
 
-    prepared = prepare(config)
+    try:
+        prepared = prepare(config)
+    except RejectedRowsError as error:
+        if rejected:
+            runs.write_rejected(Path(rejected), error.rejected)
+        raise
     if rejected:
         runs.write_rejected(Path(rejected), prepared.rejected)
     result = report(prepared)

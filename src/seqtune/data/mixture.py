@@ -133,8 +133,7 @@ def _sides(bundle: Bundle, rejected: list[Rejected]) -> dict[str, Table]:
 
     def read(path: str) -> Table:
         table, bad = read_rows(path, bundle.data)
-        if bad:
-            check_rejected_share(len(bad), len(table) + len(bad), bundle.data.max_rejected, bad[0])
+        check_rejected_share(bad, len(table) + len(bad), bundle.data.max_rejected)
         rejected.extend(bad)
         key = table.key or kept.key_of(kept.digest(resolve(path)), bundle.data)
         for column, value in bundle.where.items():

@@ -13,7 +13,7 @@ from seqtune.data import kept
 from seqtune.data.files import DELIMITERS, Raw, TableFile, open_table, raw_rows
 from seqtune.data.layouts import Pair, layout_of, needed_columns, pair_of, text_fault
 from seqtune.data.table import BLANKS, FIELD, Columns, Table, write_context
-from seqtune.errors import DataError, did_you_mean
+from seqtune.errors import DataError, RejectedRowsError, did_you_mean
 from seqtune.records import Rejected
 
 CACHE_BYTES = 2**18  # smaller files are read faster than a cache is looked up
@@ -74,10 +74,11 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
         return (frame for frame in usable if len(frame))
 
     frames, faults = kept.frames(key, read)
+    rejected = [Rejected(name, *fault) for fault in faults]
     if not len(frames):
         first = f"; first: line {faults[0][0]}: {faults[0][1]}" if faults else ""
-        raise DataError(f"{name!r} holds no usable row ({len(faults)} rejected{first})")
-    return Table(frames, columns, key=key and kept.key_of(key, config.id)), [Rejected(name, *fault) for fault in faults]
+        raise RejectedRowsError(f"{name!r} holds no usable row ({len(faults)} rejected{first})", rejected)
+    return Table(frames, columns, key=key and kept.key_of(key, config.id)), rejected
 
 
 def _usable(raw: Raw, layout: Layout, config: DataConfig, need_output: bool, faults: list[tuple[int, str]]) -> polars.DataFrame:
@@ -137,15 +138,18 @@ def _unreadable_cell(row: dict[str, str], config: DataConfig) -> str | None:
     return None
 
 
-def check_rejected_share(num_rejected: int, num_rows: int, limit: float, first: Rejected) -> None:
+def check_rejected_share(rejected: Sequence[Rejected], num_rows: int, limit: float) -> None:
     """Stop when too many rows are unusable.
 
     Raises:
-        DataError: more than `limit` of `num_rows` were rejected.
+        RejectedRowsError: more than `limit` of `num_rows` were rejected; there may be none of either.
     """
-    if num_rejected > limit * num_rows:
-        raise DataError(
-            f"{num_rejected} of {num_rows} rows cannot be used, more than data.max_rejected = {limit:g}; "
+    count = len(rejected)
+    if count > limit * num_rows:
+        first = rejected[0]
+        raise RejectedRowsError(
+            f"{count} of {num_rows} rows cannot be used, more than data.max_rejected = {limit:g}; "
             f"first: {first.file}, line {first.line}: {first.reason}. Mend the rows, or allow more with "
-            f"--set data.max_rejected={min(1.0, num_rejected / num_rows + 0.01):.2f}"
+            f"--set data.max_rejected={min(1.0, count / num_rows + 0.01):.2f}",
+            rejected,
         )

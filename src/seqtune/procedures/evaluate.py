@@ -112,8 +112,7 @@ def _read(questions: Questions, task: Task) -> tuple[Sequence[Example], list[Rej
         columns = {"input": questions.input or task.input, "output": questions.output or task.output}
         settings = dataclasses.replace(task, **columns).reading(settings)
         examples, rejected = read_examples(questions.data, settings)
-        if rejected:
-            check_rejected_share(len(rejected), len(examples) + len(rejected), settings.max_rejected, rejected[0])
+        check_rejected_share(rejected, len(examples) + len(rejected), settings.max_rejected)
     task.rendering.check_columns(list(examples[0].fields), with_target=False)
     return subset(within_limits(examples, settings), settings.num_examples, settings.split.seed), rejected
 

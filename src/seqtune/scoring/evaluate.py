@@ -29,7 +29,6 @@ from seqtune.scoring.task_scores import task_scores, thinned, verification_score
 
 NUM_STRATA = 4
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-PREDICTIONS = "predictions.jsonl"
 
 
 def read_predictions(path: str | Path, reference: str = "reference") -> list[Prediction]:

@@ -141,8 +141,7 @@ def prepare(config: Config) -> Prepared:
         rejected += [Rejected(e.file, e.line, reason) for e, reason in zip(take(train, bad), errors.values(), strict=True)]
         good = np.delete(np.arange(len(train), dtype=np.int32), bad)
         train, rendered = train.take(good), rendered.take(good)
-    if rejected:
-        check_rejected_share(len(rejected), num_rows, config.data.max_rejected, rejected[0])
+    check_rejected_share(rejected, num_rows, config.data.max_rejected)
     if not encoded:
         raise ConfigError("no training row is left after encoding; see model.max_length and data.split")
     vocabulary, note = _trimmed(config, vocabulary, encoded, rendered)
@@ -313,8 +312,8 @@ def read_splits(config: Config, rejected: list[Rejected]) -> dict[str, Table]:
 
     def read(path: str) -> Table:
         table, bad = read_examples(path, columns)
-        if bad:  # before a table that is mostly broken is found too small
-            check_rejected_share(len(bad), len(table) + len(bad), data.max_rejected, bad[0])
+        # before a table that is mostly broken is found too small
+        check_rejected_share(bad, len(table) + len(bad), data.max_rejected)
         rejected.extend(bad)
         if group is None:
             return table
