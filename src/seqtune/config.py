@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,8 +63,9 @@ class DataConfig(Section):
         "content}; alpaca: columns instruction, input (may be empty) and output; auto: recognised by the table's columns",
     )
     id: str | None = Field(default=None, description="column with row names; default: line numbers")
+    encoding: str | None = Field(default=None, description="of text files, such as cp1252; default: UTF-8, or what is found")
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
-        default=None, description="default: comma for .csv, tab for .tsv"
+        default=None, description="default: comma for .csv, tab for .tsv, or what parts the header, which is said"
     )
     quote: Annotated[str, Field(max_length=1)] = Field(default='"', description="quote character; '' for none")
     num_examples: PositiveInt | None = Field(
@@ -74,6 +76,14 @@ class DataConfig(Section):
     max_cell_characters: PositiveInt = Field(default=100_000, description="a row with a longer cell is rejected")
     max_rejected: Share = Field(default=0.05, description="more than this share of unusable rows is an error")
     split: SplitConfig = Field(default_factory=SplitConfig)
+
+    @model_validator(mode="after")
+    def _known_encoding(self) -> DataConfig:
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError:
+            raise ValueError(f"encoding {self.encoding!r} is unknown; such as utf-8, utf-16, cp1252, shift_jis") from None
+        return self
 
 
 class FormatConfig(Section):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 
 import polars
 import pyarrow
@@ -12,6 +16,7 @@ import pytest
 import zstandard
 
 from seqtune.config import DataConfig
+from seqtune.data.files import open_table
 from seqtune.data.sources import check_rejected_share, read_examples
 from seqtune.errors import DataError
 
@@ -23,9 +28,6 @@ def read(path, **settings):
 
 
 def as_csv(delimiter=","):
-    import csv
-    import io
-
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter).writerows([("input", "output"), *ROWS])
     return text.getvalue().encode()
@@ -39,6 +41,9 @@ def write_all_kinds(folder):
         (folder / name).write_bytes(content)
         (folder / f"{name}.gz").write_bytes(gzip.compress(content))
         (folder / f"{name}.zst").write_bytes(zstandard.compress(content))
+    (folder / "t.json").write_text(json.dumps([{"input": a, "output": b} for a, b in ROWS]))
+    (folder / "t.csv.bz2").write_bytes(bz2.compress(as_csv()))
+    (folder / "t.jsonl.xz").write_bytes(lzma.compress(jsonl))
     (folder / "t.parquet.gz").write_bytes(gzip.compress((folder / "t.parquet").read_bytes()))
     (folder / "bom.csv").write_bytes(b"\xef\xbb\xbf" + as_csv())
     return sorted(folder.iterdir())
@@ -46,7 +51,7 @@ def write_all_kinds(folder):
 
 def test_every_kind_reads_the_same(tmp_path):
     files = write_all_kinds(tmp_path)
-    assert len(files) == 12
+    assert len(files) == 15
     for path in files:
         examples, rejected = read(path)
         assert [(e.input, e.output) for e in examples] == ROWS, path.name
@@ -90,11 +95,13 @@ def test_hub_address_reads_from_the_hubs_cache(tmp_path, monkeypatch):
         ("t.csv", b"\n", "no header line"),
         ("t.csv", b"smiles,output\na,b\n", r"no column 'input', asked for by data.input"),
         ("t.csv", b"inputs,output\na,b\n", "did you mean 'inputs'"),
-        ("t.csv", b"input;output\na;b\n", "looks semicolon-separated: --set data.delimiter=';'"),
-        ("t.tsv", b"input,output\na,b\n", "looks comma-separated"),
+        ("t.csv", b"input output\na b\n", r"no column 'input', asked for by data.input; columns: input output"),
+        ("t.txt", b"input output\na b\n", "nothing parts its lines into columns"),
         ("t.csv", b"input,input\na,b\n", "'input' appears twice"),
         ("t.csv", b'input,output\n"a,b\nc,d\n', r"line 3: unexpected end of data; if quote characters are plain text"),
-        ("t.csv", "input,output\na,b\n".encode("utf-16"), "UTF-16; convert it: iconv"),
+        ("t.json", b'{"input": "a"}\n{"input": "b"}', "not JSON .*if each line is an object of its own, call it .jsonl"),
+        ("t.json", b'{"input": "a"}', "holds a JSON dict; it needs a list of objects"),
+        ("t.json", b"[1, 2]", "a list without any object"),
         ("t.jsonl", b"\n\n", "holds no rows"),
         ("t.jsonl", b"[1]\n", "a JSON list, not an object"),
         ("t.parquet", b"nonsense", "cannot be read as Parquet"),
@@ -102,6 +109,8 @@ def test_hub_address_reads_from_the_hubs_cache(tmp_path, monkeypatch):
         ("t.csv.gz", gzip.compress(as_csv() * 500)[:-30], r"gzip data is broken or cut off after line \d+"),
         ("t.csv.gz", b"plain text", "gzip data is broken or cut off after line 0"),
         ("t.csv.zst", b"plain text", "zstd data is broken"),
+        ("t.csv.bz2", b"plain text", "bzip2 data is broken"),
+        ("t.csv.xz", lzma.compress(as_csv() * 500)[:-30], r"xz data is broken or cut off after line \d+"),
     ],
 )
 def test_broken_files(tmp_path, name, content, message):
@@ -109,6 +118,67 @@ def test_broken_files(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read(path)
+
+
+TEXTS = {
+    "cp1252": ("größer", "Äpfel, süß"),
+    "utf-16": ("größer", "Äpfel, süß"),
+    "utf-8-sig": ("größer", "Äpfel, süß"),
+    "cp1251": ("Привет, большой мир", "собака лает громко"),
+    "cp932": ("こんにちは世界", "東京は大きい町です"),
+    "gb18030": ("你好世界，我们今天学习中文。", "北京是一个大城市，有很多人在那里工作和生活。"),
+}
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_a_legacy_encoding_is_found_used_and_said(tmp_path, encoding):
+    path = tmp_path / "t.csv"
+    rows = [(f"{TEXTS[encoding][0]} {n}", TEXTS[encoding][1]) for n in range(3)]
+    with path.open("w", encoding=encoding, newline="") as handle:
+        csv.writer(handle).writerows([("input", "output"), *rows])
+    examples, rejected = read(path)
+    assert [(e.input, e.output) for e in examples] == rows
+    assert not rejected
+    notes = open_table(str(path), DataConfig()).dialect.notes
+    assert [encoding.upper() in note.upper() for note in notes] == ([] if encoding == "utf-8-sig" else [True])
+    named = DataConfig(encoding=encoding)
+    assert not open_table(str(path), named).dialect.notes
+    assert [e.input for e in read_examples(str(path), named)[0]] == [asked for asked, _ in rows]
+
+
+def test_a_broken_row_makes_no_legacy_encoding_of_a_table_in_utf8(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes("input,output\nschön,a\n".encode() + "schön,b\n".encode("cp1252"))
+    examples, rejected = read(path)
+    assert [e.input for e in examples] == ["schön"]
+    assert [r.reason for r in rejected] == ["column 'input' is not valid UTF-8 (byte 0xf6)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", "input;output\na;b, c\n", "semicolons"),
+        ("t.csv", "input\toutput\na\tb, c\n", "tabs"),
+        ("t.tsv", 'input,output\na,"b, c"\n', "commas"),
+        ("t.txt", "input|output\na|b, c\n", "bars"),
+    ],
+)
+def test_a_separator_that_is_recognised_is_used_and_said(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    [example], _ = read(tmp_path / name)
+    assert (example.input, example.output) == ("a", "b, c")
+    assert open_table(str(tmp_path / name), DataConfig()).dialect.notes == (f"columns are parted by {said}",)
+
+
+def test_lists_of_json_objects_and_objects_in_them(tmp_path):
+    records = [{"input": "a", "data": {"src": {"text": "x"}, "tgt": 1.5}}, 3, {"input": "b", "data": {"src": {"text": "y"}}}]
+    (tmp_path / "t.json").write_text(json.dumps(records))
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    for name in ("t.json", "t.jsonl"):
+        assert open_table(str(tmp_path / name), DataConfig()).columns == ("input", "data.src.text", "data.tgt")
+        examples, rejected = read_examples(str(tmp_path / name), DataConfig(output="data.src.text"))
+        assert [(e.input, e.output, e.line) for e in examples] == [("a", "x", 1), ("b", "y", 3)]
+        assert [(r.line, r.reason) for r in rejected] == [(2, "a JSON int, not an object")]
 
 
 def test_missing_file_names_a_near_one(tmp_path):

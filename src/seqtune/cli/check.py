@@ -60,10 +60,12 @@ def check(
     from pathlib import Path
 
     from seqtune import runs
+    from seqtune.data.columns import with_columns
     from seqtune.errors import RejectedRowsError
     from seqtune.procedures.check import report
     from seqtune.tokens.preparation import prepare
 
+    config, notes = with_columns(config)
     try:
         prepared = prepare(config)
     except RejectedRowsError as error:
@@ -73,6 +75,7 @@ def check(
     if rejected:
         runs.write_rejected(Path(rejected), prepared.rejected)
     result = report(prepared)
+    result["notes"] = [*notes, *result["notes"]]
     if as_json:
         print_json(result)
     else:

@@ -30,6 +30,7 @@ from seqtune.cli.app import (
 )
 
 READ = (
+    "data.encoding",
     "data.delimiter",
     "data.quote",
     "data.id",

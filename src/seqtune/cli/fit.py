@@ -54,6 +54,7 @@ def fit(
     [bold]Example[/bold]: seqtune fit --data pairs.csv --input smiles --output iupac --out runs/names
     """
     from seqtune.config import Config, load_config
+    from seqtune.data.columns import with_columns
     from seqtune.models.location import check_there
 
     if print_schema:
@@ -71,7 +72,8 @@ def fit(
     main = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
     table = resolved.data.path or ""
     if main and (resolved.mixture or table.startswith("hf://") or Path(table).is_file()):
-        print(_opening(resolved), file=sys.stderr, flush=True)
+        resolved, notes = with_columns(resolved)
+        print("\n".join([_opening(resolved), *notes]), file=sys.stderr, flush=True)
     from seqtune.procedures.fit import fit as procedure
     from seqtune.procedures.fit import run_folder
     from seqtune.runs import check_outside

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from seqtune.records import Prediction
 
 OUT_KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
-READ = ("data.delimiter", "data.quote", "data.id", "data.max_cell_characters")
+READ = ("data.encoding", "data.delimiter", "data.quote", "data.id", "data.max_cell_characters")
 CHUNK = 256  # lines of stdin answered at once
 AdapterOption = Annotated[
     list[str] | None,
@@ -184,8 +184,8 @@ def _from_table(run: str, questions: Questions) -> tuple[Predictor, Iterator[Pre
 
     predictor = predictor_of(run, questions)
     found, rejected, said = rows_of(predictor, questions)
-    if said:
-        print(said, file=sys.stderr)
+    for line in said:
+        print(line, file=sys.stderr)
     for row in rejected:
         print(f"skipped: {row.file}, line {row.line}: {row.reason}", file=sys.stderr)
     rows = list(found)

@@ -1,4 +1,4 @@
-"""Packed files (.gz, .zst), unpacked as they are read, as long as they hold about as much as texts of their size can hold.
+"""Packed files, unpacked as they are read, as long as they hold about as much as texts of their size can hold.
 
 A few kilobytes can unpack to gigabytes. So what comes out is weighed against what went in, a window at a time: each 2 MiB must
 come from at least a 500th of that. Tables of texts are packed to a tenth, those that repeat a long text in every row to a
@@ -7,10 +7,13 @@ hundredth; gzip can reach 1:1,000 and Zstandard 1:30,000 where there is nothing 
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import importlib
 import io
+import lzma
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,14 +28,17 @@ except ImportError:
     igzip, ISAL_ERRORS = gzip, ()
 
 BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, *ISAL_ERRORS)  # what a damaged file raises
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 WINDOW = 2**21  # unpacked bytes that are weighed together
 EXPANSION = 500
-PIECE = 2**10  # packed bytes taken at once; of Zstandard they unpack to 32 MiB at most
+PIECE = 2**10  # packed bytes taken at once; of Zstandard they unpack to 32 MiB at most, of bzip2 to 20
+FRAMES: dict[str, Callable[[], Any]] = {  # makes what unpacks one frame
+    "zstd": lambda: zstandard.ZstdDecompressor().decompressobj(), "bzip2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor,
+}  # fmt: skip
 
 
 def unpacked(path: Path, compression: str | None) -> BinaryIO:
-    """A file's content, plain, gzipped or packed by Zstandard.
+    """A file's content, plain or packed.
 
     Args:
         path: the file.
@@ -45,7 +51,7 @@ def unpacked(path: Path, compression: str | None) -> BinaryIO:
     if compression is None:
         return path.open("rb")
     packed = _Packed(path)
-    source = igzip.GzipFile(fileobj=packed, mode="rb") if compression == "gzip" else _Zstandard(packed)
+    source = igzip.GzipFile(fileobj=packed, mode="rb") if compression == "gzip" else _Frames(packed, FRAMES[compression])
     return io.BufferedReader(_Weighed(source, packed), 2**17)
 
 
@@ -80,11 +86,11 @@ class _Packed(io.RawIOBase):
         super().close()
 
 
-class _Zstandard(io.RawIOBase):
+class _Frames(io.RawIOBase):
     """Unpacks all frames of a file; zstandard's own reader takes one that is cut off for a whole one."""
 
-    def __init__(self, packed: _Packed):
-        self.packed = packed
+    def __init__(self, packed: _Packed, new: Callable[[], Any]):
+        self.packed, self.new = packed, new
         self.frame: Any = None
         self.ready = memoryview(b"")
 
@@ -107,8 +113,11 @@ class _Zstandard(io.RawIOBase):
     def _unpack(self, piece: bytes) -> bytes:
         found = []
         while piece:
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            found.append(self.frame.decompress(piece))
+            self.frame = self.frame or self.new()
+            try:
+                found.append(self.frame.decompress(piece))
+            except (OSError, lzma.LZMAError) as error:  # how bz2 and lzma call a damaged file
+                raise EOFError(str(error)) from None
             piece = self.frame.unused_data if self.frame.eof else b""
             if self.frame.eof:
                 self.frame = None

@@ -1,4 +1,4 @@
-"""Table files and their lines: CSV, TSV, JSONL and Parquet, plain or compressed, local or `hf://`.
+"""Table files and their lines: CSV, TSV, text, JSON, JSONL and Parquet, plain or compressed, local or `hf://`.
 
 Text is cut into cells by the standard library, so every row has its line and a bad one does not stop the others. No file is
 trusted: what is held at once is bounded, however long its lines, rows and cells are.
@@ -11,7 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,28 +22,31 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from seqtune.config import DataConfig
 from seqtune.data import parquet
 from seqtune.data.archives import BROKEN, COMPRESSIONS, unpacked
+from seqtune.data.dialects import PLAIN, SAMPLE, Dialect, delimiter_of, encoding_of
 from seqtune.data.layouts import text_fault
 from seqtune.data.table import FIELD, FRAME_ROWS
 from seqtune.errors import DataError, near_path
 
 T = TypeVar("T")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}
+KINDS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 MAX_COLUMNS = 10_000
 ROW_CHARACTERS = 2**24  # of a row, or twice the longest cell that is allowed
 FRAME_CHARACTERS = 2**24  # of the rows that are held at once,
 FRAME_CELLS = 2**22  # and their cells
+JSON_CHARACTERS = 2**26  # of a file that is one JSON list, which is read as a whole
 
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """A table file whose kind and columns are known."""
+    """A table file whose kind and columns are known, and how its text is written."""
 
     name: str
     path: Path
     kind: str
     compression: str | None
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    dialect: Dialect = PLAIN
 
 
 def resolve(name: str) -> Path:
@@ -99,12 +102,14 @@ def open_table(name: str, config: DataConfig) -> TableFile:
     kind, compression = _kind_of(path.name)
     if kind not in KINDS:
         raise DataError(
-            f"{name!r}: the ending {kind or '(none)'!r} is unknown; allowed: {', '.join(KINDS)}, each also with .gz or .zst"
+            f"{name!r}: the ending {kind or '(none)'!r} is unknown; allowed: {', '.join(KINDS)}, each also with "
+            f"{', '.join(COMPRESSIONS)}"
         )
     if path.stat().st_size == 0:
         raise DataError(f"{name!r} is empty (0 bytes); it needs a header line and at least one row")
-    table = TableFile(name, path, kind, compression, ())
+    table = TableFile(name, path, kind, compression)
     try:
+        table = replace(table, dialect=_dialect(table, config))
         columns = _columns(table, config)
     except BROKEN as error:
         raise _broken_archive(table, 0, error) from None
@@ -116,7 +121,7 @@ def open_table(name: str, config: DataConfig) -> TableFile:
     if len(set(columns)) < len(columns):
         double = next(c for c in columns if columns.count(c) > 1)
         raise DataError(f"{name!r}: the column {double!r} appears twice in the header; rename one")
-    return TableFile(name, path, kind, compression, tuple(columns))
+    return replace(table, columns=tuple(columns))
 
 
 def _broken_archive(table: TableFile, line: int, error: Exception) -> DataError:
@@ -126,10 +131,31 @@ def _broken_archive(table: TableFile, line: int, error: Exception) -> DataError:
     )
 
 
+def _dialect(table: TableFile, config: DataConfig) -> Dialect:
+    """What the settings name, and for the rest what the file's beginning shows."""
+    if table.kind == ".parquet":
+        return PLAIN
+    encoding, said = config.encoding, None
+    if encoding is None:
+        with unpacked(table.path, table.compression) as source:
+            encoding, said = encoding_of(source.read(SAMPLE))
+    read = replace(table, dialect=Dialect(encoding))
+    delimiter, parted = config.delimiter, None
+    if table.kind in DELIMITERS and delimiter is None:
+        with _text(read) as handle:
+            delimiter, parted = delimiter_of(_lines(read, handle, config, _Place()), DELIMITERS[table.kind], config.quote)
+        if delimiter is None:
+            raise DataError(
+                f"{table.name!r}: nothing parts its lines into columns; give it a header and separators, or name the "
+                "separator with --set data.delimiter=..."
+            )
+    return Dialect(encoding, delimiter, tuple(filter(None, (said, parted))))
+
+
 def _text(table: TableFile) -> io.TextIOWrapper:
     # surrogateescape keeps a bad byte inside its cell, so that one row is rejected and not the file
     source = unpacked(table.path, table.compression)
-    return io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return io.TextIOWrapper(source, encoding=table.dialect.encoding, errors="surrogateescape", newline="")
 
 
 @dataclass(slots=True)
@@ -172,7 +198,7 @@ def _reader(table: TableFile, lines: Iterator[str], config: DataConfig) -> Itera
     csv.field_size_limit(sys.maxsize)  # the row's own limit comes first
     return csv.reader(
         lines,
-        delimiter=config.delimiter or DELIMITERS[table.kind],
+        delimiter=table.dialect.delimiter or ",",
         quotechar=config.quote or None,
         quoting=csv.QUOTE_MINIMAL if config.quote else csv.QUOTE_NONE,
         strict=True,
@@ -184,8 +210,6 @@ def _columns(table: TableFile, config: DataConfig) -> list[str]:
         return parquet.column_names(table.path, table.compression)
     with _text(table) as handle:
         lines = _lines(table, handle, config, _Place())
-        if handle.buffer.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):  # type: ignore[attr-defined]
-            raise DataError(f"{table.name!r} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW")
         if table.kind == ".jsonl":
             first = next((line for line in lines if line.strip()), None)
             if first is None:
@@ -193,7 +217,9 @@ def _columns(table: TableFile, config: DataConfig) -> list[str]:
             record = _json_object(first)
             if isinstance(record, str):
                 raise DataError(f"{table.name!r}, line 1: {record}; each line must be one JSON object")
-            return [str(key) for key in record]
+            return list(_as_text(record))
+        if table.kind == ".json":
+            return list(_as_text(next(record for _, record in _json_list(table, handle) if isinstance(record, dict))))
         try:
             header = next(iter(_reader(table, lines, config)), None)
         except csv.Error as error:
@@ -253,7 +279,7 @@ class Raw:
 
 def raw_rows(table: TableFile, config: DataConfig) -> Iterator[Raw]:
     """The rows of a file, a few thousand at a time."""
-    read = {".parquet": _parquet_rows, ".jsonl": _json_rows}.get(table.kind, _delimited_rows)
+    read = {".parquet": _parquet_rows, ".jsonl": _json_rows, ".json": _json_rows}.get(table.kind, _delimited_rows)
     place = _Place()
     try:
         yield from read(table, config, place)
@@ -261,30 +287,63 @@ def raw_rows(table: TableFile, config: DataConfig) -> Iterator[Raw]:
         raise _broken_archive(table, place.line, error) from None
 
 
+def _json_list(table: TableFile, handle: io.TextIOWrapper) -> list[tuple[int, dict[str, object] | str]]:
+    """The objects of a file that is one JSON list, numbered from 1; for what is none, what is wrong with it.
+
+    Raises:
+        DataError: it is no list, holds no object, or is too large to be read as a whole.
+    """
+    text = handle.read(JSON_CHARACTERS + 1)
+    if len(text) > JSON_CHARACTERS:
+        raise DataError(f"{table.name!r} is one JSON value of more than {JSON_CHARACTERS:,} characters; write it as JSON Lines")
+    try:
+        records = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        hint = "; if each line is an object of its own, call it .jsonl" if text.lstrip().startswith("{") else ""
+        raise DataError(f"{table.name!r} is not JSON ({error}){hint}") from None
+    if not isinstance(records, list) or not any(isinstance(record, dict) for record in records):
+        found = f"a JSON {type(records).__name__}" if not isinstance(records, list) else "a list without any object"
+        raise DataError(f"{table.name!r} holds {found}; it needs a list of objects: [{{...}}, {{...}}]")
+    return [
+        (number, record if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object")
+        for number, record in enumerate(records, start=1)
+    ]
+
+
+def _json_records(
+    table: TableFile, handle: io.TextIOWrapper, config: DataConfig, place: _Place
+) -> Iterator[tuple[int, dict[str, object] | str]]:
+    """The objects of a file with their numbers, lines for JSON Lines; for what is none, what is wrong with it."""
+    if table.kind == ".json":
+        yield from _json_list(table, handle)
+        return
+    for number, text in enumerate(_lines(table, handle, config, place), start=1):
+        if text.strip():
+            yield number, _json_object(text)
+
+
 def _json_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
     names = set(table.columns)
     with _text(table) as handle:
-        lines = enumerate(_lines(table, handle, config, place), start=1)
-        for chunk in _portions(lines, place, len(names)):
-            raw, records = Raw(table.columns), []
-            for number, text in chunk:
-                record = _json_object(text) if text.strip() else None
-                if isinstance(record, str):
-                    raw.faults.append((number, record))
-                elif record is not None:
-                    raw.lines.append(number)
-                    records.append(_as_text(record))
-            raw.columns = [[record.get(name) for record in records] for name in table.columns]
-            further = [{k: v for k, v in record.items() if k not in names} for record in records]
+        for chunk in _portions(_json_records(table, handle, config, place), place, len(names)):
+            whole = [(number, _as_text(record)) for number, record in chunk if isinstance(record, dict)]
+            raw = Raw(table.columns, [number for number, _ in whole])
+            raw.columns = [[record.get(name) for _, record in whole] for name in table.columns]
+            further = [{k: v for k, v in record.items() if k not in names} for _, record in whole]
             raw.more = [json.dumps(each) if each else None for each in further]
+            raw.faults = [(number, record) for number, record in chunk if isinstance(record, str)]
             yield raw
 
 
-def _as_text(record: dict[str, object]) -> dict[str, str]:
-    return {
-        str(key): value if isinstance(value, str) else "" if value is None else json.dumps(value)
-        for key, value in record.items()
-    }
+def _as_text(record: dict[str, object], prefix: str = "") -> dict[str, str]:
+    """A record's cells; objects in it are columns with dotted names, and lists JSON."""
+    cells: dict[str, str] = {}
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            cells |= _as_text(value, f"{prefix}{key}.")
+        else:
+            cells[f"{prefix}{key}"] = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return cells
 
 
 def _parquet_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:

@@ -10,8 +10,8 @@ import polars
 
 from seqtune.config import DataConfig, Layout
 from seqtune.data import kept
-from seqtune.data.files import DELIMITERS, Raw, TableFile, open_table, raw_rows
-from seqtune.data.layouts import Pair, layout_of, needed_columns, pair_of, text_fault
+from seqtune.data.files import Raw, TableFile, open_table, raw_rows
+from seqtune.data.layouts import SAID, Pair, layout_of, needed_columns, pair_of, text_fault
 from seqtune.data.table import BLANKS, FIELD, Columns, Table, write_context
 from seqtune.errors import DataError, RejectedRowsError, did_you_mean
 from seqtune.records import Rejected
@@ -19,22 +19,26 @@ from seqtune.records import Rejected
 CACHE_BYTES = 2**18  # smaller files are read faster than a cache is looked up
 PACKED_BYTES = 2**12  # likewise, of those that unpack to far more
 MAX_FAULTS = 1_000_000  # each is kept, with its reason
-FORMAT = "2"  # changes with what is made of a row
-GUESSES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+FORMAT = "3"  # changes with what is made of a row
 
 
 def _need_column(table: TableFile, column: str, setting: str) -> None:
     if column in table.columns:
         return
     hint = did_you_mean(column, table.columns)
-    if len(table.columns) == 1 and table.kind in DELIMITERS:
-        found = [name for sign, name in GUESSES.items() if sign in table.columns[0]]
-        sign = next((sign for sign in GUESSES if sign in table.columns[0]), None)
-        if sign:
-            hint = f"; the header looks {found[0]}-separated: --set data.delimiter='{sign}'"
     raise DataError(
         f"{table.name!r} has no column {column!r}, asked for by {setting}{hint}; columns: {', '.join(table.columns[:20])}"
     )
+
+
+def said_of(name: str, config: DataConfig) -> list[str]:
+    """What was found out about a table by itself, for people: its encoding, separator and layout.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    table = open_table(name, config)
+    return [*table.dialect.notes, *filter(None, [SAID.get(layout_of(table.columns, config))])]
 
 
 def read_examples(name: str, config: DataConfig, *, need_output: bool = True) -> tuple[Table, list[Rejected]]:
@@ -66,7 +70,7 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
     key = None
     is_packed = table.compression is not None or table.kind == ".parquet"
     if table.path.stat().st_size >= (PACKED_BYTES if is_packed else CACHE_BYTES):
-        settings = (config.input, config.output, config.delimiter, config.quote, config.max_cell_characters)
+        settings = (config.input, config.output, table.dialect, config.quote, config.max_cell_characters)
         key = kept.key_of(FORMAT, kept.digest(table.path), table.kind, table.compression, layout, need_output, settings)
 
     def read(faults: list[tuple[int, str]]) -> Iterator[polars.DataFrame]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from seqtune import folders, progress, runs
 from seqtune.config import Config, TrainConfig
+from seqtune.data.columns import with_columns
 from seqtune.data.mixture import bundles_of
 from seqtune.data.table import FIELD, texts
 from seqtune.decoding.engines import check_engine
@@ -100,6 +101,9 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
             ]
             runs.check_outside(folder, tables)
     check_trackers(config.train)
+    config, notes = with_columns(config)
+    for note in notes:
+        say(note)
     prepared = prepare(config)
     check_packages(prepared.task, config.decode)
     for mixed in prepared.mixture:

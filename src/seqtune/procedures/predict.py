@@ -20,9 +20,8 @@ import pyarrow
 from seqtune import folders, plugins, progress, runs
 from seqtune.config import ModelConfig
 from seqtune.data import kept
-from seqtune.data.files import open_table, resolve
-from seqtune.data.layouts import SAID, layout_of
-from seqtune.data.sources import read_examples
+from seqtune.data.files import resolve
+from seqtune.data.sources import read_examples, said_of
 from seqtune.data.table import Table
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, DataError, RunError, near_path
@@ -99,7 +98,7 @@ def predictor_of(run: str, questions: Questions) -> Predictor:
     return Predictor.of_run(run, questions.decode, questions.task, questions.trusted)
 
 
-def rows_of(predictor: Predictor, questions: Questions) -> tuple[Sequence[Example], list[Rejected], str | None]:
+def rows_of(predictor: Predictor, questions: Questions) -> tuple[Sequence[Example], list[Rejected], list[str]]:
     """The rows of a table that a model can be asked about, the others, and what is to be said of how it was read.
 
     Raises:
@@ -111,10 +110,10 @@ def rows_of(predictor: Predictor, questions: Questions) -> tuple[Sequence[Exampl
     if reader:
         if not path.exists():
             raise DataError(f"{questions.data!r} does not exist{near_path(path)}")
-        return list(plugins.load(reader)(path)), [], None
+        return list(plugins.load(reader)(path)), [], []
     task = dataclasses.replace(predictor.task, input=questions.input) if questions.input else predictor.task
     settings = task.reading(questions.settings)
-    said = SAID.get(layout_of(open_table(questions.data, settings).columns, settings))
+    said = said_of(questions.data, settings)
     rows, rejected = read_examples(questions.data, settings, need_output=False)
     predictor.template.check_columns(list(rows[0].fields), with_target=False)
     return rows, rejected, said
@@ -186,8 +185,8 @@ def answer_in_shards(
         folders.sweep(folder, ANSWERS)
         predictor = predictor_of(run, questions)
         rows, rejected, said = rows_of(predictor, questions)
-        if said and not quiet:
-            progress.console().print(said, markup=False)
+        for line in said if not quiet else ():
+            progress.console().print(line, markup=False)
         _check_same(folder, _facts(run, questions, shards, predictor, len(rows)))
         runs.write_rejected(folder / "rejected.jsonl", rejected)
         paths = [shards.path(folder, number) for number in range(-(-len(rows) // shards.rows))]
@@ -240,7 +239,9 @@ def _facts(run: str, questions: Questions, shards: Shards, predictor: Predictor,
     place = Path(run) / "model" if (Path(run) / "model").is_dir() else None
     model = place or local_folder(ModelConfig(name=run))
     files = sorted(p for p in model.rglob("*") if p.is_file()) if model else []
-    reading = questions.settings.model_dump(mode="json", include={"delimiter", "quote", "id", "max_cell_characters"})
+    reading = questions.settings.model_dump(
+        mode="json", include={"encoding", "delimiter", "quote", "id", "max_cell_characters"}
+    )
     return {
         "model": kept.key_of(*((p.name, kept.digest(p)) for p in files)) if files else run,
         "table": kept.digest(resolve(questions.data)),

@@ -21,9 +21,8 @@ from seqtune.config import Config, DataConfig, load_config
 from seqtune.data import kept
 from seqtune.data.asking import MixedTask
 from seqtune.data.files import open_table
-from seqtune.data.layouts import SAID, layout_of
 from seqtune.data.mixture import mixed_sides, open_mixture
-from seqtune.data.sources import check_rejected_share, read_examples
+from seqtune.data.sources import check_rejected_share, read_examples, said_of
 from seqtune.data.splits import leakage, read_sides, subset
 from seqtune.data.table import Rows, Table, batches, read_context, take
 from seqtune.data.tasks import Task
@@ -216,13 +215,12 @@ def _key(config: Config, dealt: Mapping[str, Table]) -> str | None:
 
 def _notes(config: Config, encoder: Encoder) -> list[str]:
     """What was recognised in the table, and what a chat's answers end with."""
-    data, said = Task.from_config(config).reading(config.data), None
-    if data.path:
-        said = SAID.get(layout_of(open_table(data.path, data).columns, data))
+    data = Task.from_config(config).reading(config.data)
+    notes = said_of(data.path, data) if data.path else []
     if encoder.chat is None:
-        return [said] if said else []
+        return notes
     end = encoder.tokenizer.convert_ids_to_tokens(encoder.end)
-    notes = [*filter(None, [said]), f"chat template of the tokenizer: loss on the answer and {end}, which ends it"]
+    notes.append(f"chat template of the tokenizer: loss on the answer and {end}, which ends it")
     if "strftime_now" in str(encoder.tokenizer.chat_template):
         notes.append("the chat template writes today's date: tomorrow's prompts differ, and --resume then finds other rows")
     return notes
