@@ -119,6 +119,21 @@ def test_flan_templates(folder):
     assert (words.source, words.target, words.answer) == (f"p So h?\n{OPTIONS}", ANSWER, "yes")
 
 
+def test_a_template_may_call_a_column_by_another_name(folder):
+    (folder / "pairs.tsv").write_text("s1\ts2\tlabel\n" + "".join(f"a{i}\tb{i}\t{i % 2}\n" for i in range(40)))
+    names = {"premise": "s1", "hypothesis": "s2"}
+    task = {"bundle": "FLAN.json", "path": "pairs.tsv", "output": "label", "columns": names, "answers": {"0": "no", "1": "yes"}}
+    sides, rejected = training(folder, task, options=0)
+    assert not rejected
+    assert all(
+        e.input == f"a{n} So b{n}?" and e.output == ("no", "yes")[n % 2]
+        for e in sides["train"]
+        for n in [int(e.input.split()[0][1:])]
+    )
+    with pytest.raises(ConfigError, match="columns names 's3' as 'premise', which is no column"):
+        training(folder, task | {"columns": {"premise": "s3"}})
+
+
 def test_natural_instructions_hold_their_rows(folder):
     content = {
         "Definition": ["Add {both}."], "Categories": ["Arithmetic"],
