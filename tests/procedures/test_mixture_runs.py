@@ -83,6 +83,10 @@ def test_a_run_says_what_it_was_asked_and_what_it_got(mixture, llama_folder, tmp
     ).keys()
     predictions = (run / "predictions.jsonl").read_text()
     assert '"w1' not in predictions
+    card = (run / "README.md").read_text()
+    assert "| words | held out | 0 |  |" in card
+    assert "| sums | " in card
+    assert "None" not in card
 
     found = score_tasks(str(run), Protocol(str(mixture), (0, 2), ("base",), tmp_path / "singles"), tmp_path / "out", quiet=True)
     assert list(found["scores"]) == [str(run), "base", "single task"]

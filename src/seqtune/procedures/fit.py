@@ -88,10 +88,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     if process.is_main_process:
         runs.check_free(config, folder, resume=resume, overwrite=overwrite)
         if overwrite and config.mixture:
-            tables = [
-                t for b in bundles_of(config.mixture) for t in (b.data.path, b.data.validation_path, b.data.test_path, b.pool)
-            ]
-            runs.check_outside(folder, tables)
+            runs.check_outside(folder, [name for bundle in bundles_of(config.mixture) for name in bundle.files])
     check_trackers(config.train)
     prepared = prepare(config)
     check_packages(prepared.task, config.decode)

@@ -55,16 +55,17 @@ def model_card(
         yaml.safe_dump(_front(config, base), sort_keys=False).strip(),
         "---",
         "",
-        f"# {config.data.input} -> {config.data.output}",
+        f"# {len(data['mixture'])} tasks" if config.mixture else f"# {config.data.input} -> {config.data.output}",
         "",
         f"A causal language model {start} `{config.model.name}` with seqtune.{_base(base)}",
         "",
         "## Data",
         "",
-        f"`{config.data.path}`: {data['num_rows']} rows; "
+        f"{'A mixture' if config.mixture else f'`{config.data.path}`'}: {data['num_rows']} rows; "
         + ", ".join(f"{n} {side}" for side, n in data["splits"].items())
         + f"; {data['rejected']['total']} rejected.",
         "",
+        *_mixture(data, metrics),
         "Held-out rows that training has seen in some form:",
         "",
         *(
@@ -81,6 +82,20 @@ def model_card(
         "",
     ]
     return "\n".join([*lines, *_results(metrics), *LIMITS, *_in_transformers(config, takes_messages)])
+
+
+def _mixture(data: dict[str, Any], metrics: dict[str, Any] | None) -> list[str]:
+    """Each task's part of a mixture, and its score."""
+    if "mixture" not in data:
+        return []
+    scores = {task["task"]: task for task in (metrics or {}).get("tasks", ())}
+    lines = ["| task | prompts | tokens with loss | score (95% interval) |", "|---|---|---|---|"]
+    for share in data["mixture"]:
+        score = scores.get(share["task"])
+        shown = f"{score['metric']} {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})" if score else ""
+        prompts = "held out" if share["held_out"] else f"{share['num_prompts']:,}"
+        lines.append(f"| {share['task']} | {prompts} | {share['num_loss_tokens']:,} | {shown} |")
+    return [*lines, ""]
 
 
 def _front(config: Config, base: Mapping[str, str]) -> dict[str, Any]:
