@@ -62,6 +62,9 @@ class Bundle(Section):
     @model_validator(mode="after")
     def _answers(self) -> Bundle:
         FormatConfig(answers=self.words or None, ordered=self.ordered)  # the same rules hold
+        for key in ("max_input_characters", "max_output_characters"):
+            if getattr(self.data, key):
+                raise ValueError(f"data.{key} of a task: prompts are measured when they are made; set it beside the mixture")
         return self
 
     @property

@@ -150,6 +150,7 @@ def _sides(bundle: Bundle, rejected: list[Rejected]) -> dict[str, Table]:
         return replace(table, key=kept.key_of(key, sorted(bundle.where.items())))
 
     sides = read_sides(bundle.reading, read)
+    sides["train"] = subset(sides["train"], bundle.data.num_examples, bundle.data.split.seed)
     if any(frame["context"].is_not_null().any() for frame in sides["train"].batches("context")):
         raise ConfigError(
             f"{bundle.name}: {bundle.data.path!r} holds conversations, which cannot be mixed; give columns with texts"

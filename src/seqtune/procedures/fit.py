@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from seqtune import folders, progress, runs
 from seqtune.config import Config, TrainConfig
 from seqtune.data.mixture import bundles_of
-from seqtune.data.table import FIELD, texts
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import InterruptedRunError
@@ -22,13 +21,12 @@ from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.location import origin
 from seqtune.models.loss import check_packing
 from seqtune.procedures.check import findings
-from seqtune.procedures.evaluate import answer_and_score, check_packages
+from seqtune.procedures.evaluate import answer_and_score, answer_and_score_tasks, check_packages
 from seqtune.procedures.handover import hand_over
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
 from seqtune.report.page import write_report
-from seqtune.scoring.by_task import by_task, check_metric
-from seqtune.scoring.evaluate import read_predictions
+from seqtune.scoring.by_task import check_metric
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.tokens.shares import lines
 from seqtune.training import defaults
@@ -240,12 +238,11 @@ def _finish(
     metrics = None
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder), trusted=config.model.trusted_with(folder))
-        training = None if prepared.mixture else prepared.examples["train"]
-        metrics = answer_and_score(predictor, prepared.examples["test"], training, folder, quiet=quiet)
+        rows, train = prepared.examples["test"], prepared.examples["train"]
         if prepared.mixture:
-            asked = list(texts(prepared.examples["test"], FIELD + "task"))
-            metrics |= by_task(read_predictions(folder), asked, prepared.mixture)
-            runs.write_json(folder / "metrics.json", metrics)
+            metrics = answer_and_score_tasks(predictor, prepared.mixture, rows, folder, quiet=quiet)
+        else:
+            metrics = answer_and_score(predictor, rows, train, folder, quiet=quiet)
     text = card.model_card(
         config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model),
         takes_messages=prepared.encoder.tokenizer.chat_template is not None,

@@ -92,7 +92,11 @@ def _mixture(data: dict[str, Any], metrics: dict[str, Any] | None) -> list[str]:
     lines = ["| task | prompts | tokens with loss | score (95% interval) |", "|---|---|---|---|"]
     for share in data["mixture"]:
         score = scores.get(share["task"])
-        shown = f"{score['metric']} {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})" if score else ""
+        shown = (
+            f"{score['metric']} {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+            if score and score["value"] is not None
+            else ""
+        )
         prompts = "held out" if share["held_out"] else f"{share['num_prompts']:,}"
         lines.append(f"| {share['task']} | {prompts} | {share['num_loss_tokens']:,} | {shown} |")
     return [*lines, ""]
