@@ -91,6 +91,8 @@ def test_promptsource_templates_ask_a_table(folder):
         else:
             assert (e.input, e.output) == (f"film {number} Is it good?", ("bad", "good")[number % 2])
     assert Counter("friendly" in e.input for e in sides["train"])[True] > 5
+    assert len(sides["test"])
+    assert not any("friendly" in e.input for e in sides["test"]), "a template that is not for the task tests it"
 
 
 def test_promptsource_choices_are_listed_in_styles(folder):
@@ -130,8 +132,8 @@ def test_a_template_may_call_a_column_by_another_name(folder):
         for e in sides["train"]
         for n in [int(e.input.split()[0][1:])]
     )
-    with pytest.raises(ConfigError, match="columns names 's3' as 'premise', which is no column"):
-        training(folder, task | {"columns": {"premise": "s3"}})
+    with pytest.raises(ConfigError, match="columns names 's3' as 'hypothesis', which is no column"):
+        training(folder, task | {"columns": names | {"hypothesis": "s3"}})
 
 
 def test_natural_instructions_hold_their_rows(folder):

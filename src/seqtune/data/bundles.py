@@ -32,6 +32,7 @@ class WordingConfig(Section):
     target: str | None = Field(default=None, description="default: the bundle's")
     choices: str | None = Field(default=None, description="Jinja: the answers, parted by |||; default: the bundle's")
     lists_choices: bool = Field(default=False, description="the template itself lists the answers")
+    original: bool = Field(default=True, description="false: it asks for something else, and is for training alone")
 
 
 class Bundle(Section):
