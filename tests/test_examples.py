@@ -111,15 +111,15 @@ def test_verdicts_reach_the_report():
 
 
 @pytest.mark.slow
-def test_the_page_of_mixtures_can_be_followed(tmp_path, monkeypatch, llama_folder):
+def test_the_page_of_mixtures_can_be_followed(tmp_path, monkeypatch):
     page = (EXAMPLES.parent / "docs" / "mixtures.md").read_text()
     script, mixture, commands = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("python", "yaml", "sh"))
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-c", script], check=True)
     (tmp_path / "m.yaml").write_text(mixture)
     check, fit, evaluate = (shlex.split(line)[1:] for line in commands.splitlines())
-    assert "held out" in seqtune(*check, "--model", str(llama_folder))
-    seqtune(*fit, "--model", str(llama_folder), "--set", "train.max_steps=2")
+    assert "held out" in seqtune(*check)
+    seqtune(*fit, "--set", "train.max_steps=2")
     shown = seqtune(*evaluate, "--set", "mixture.test_examples=4")
     assert "unweighted means of tasks" in shown
     scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())["scores"]

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from seqtune import plugins
-from seqtune.yaml_files import put, read_yaml_mapping, validate
+from seqtune.yaml_files import opened, put, read_yaml_mapping, validate
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -385,24 +385,16 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         >>> load_config(overrides={"train.epochs": 5}).train.epochs
         5.0
     """
-    content = _with_mixture(read_yaml_mapping(Path(path), "config") if path else {})
+    content = opened(read_yaml_mapping(Path(path), "config") if path else {}, "mixture")
     if isinstance(content.get("model"), dict):  # whoever wrote a file cannot permit his own code to run on this machine
         content["model"].pop("trust_remote_code", None)
     for dotted, value in (overrides or {}).items():
         put(content, dotted, value)
-        _with_mixture(content)
+        opened(content, "mixture")
     task = content.get("task")
     if task is not None:
         content = _with_task(content, str(task))
     return validate(Config, content)
-
-
-def _with_mixture(content: dict[str, Any]) -> dict[str, Any]:
-    """Put a mixture's file in the place of its name, so that each of its settings can be overridden."""
-    name = content.get("mixture")
-    if isinstance(name, str):
-        content["mixture"] = {"folder": str(Path(name).parent), **read_yaml_mapping(Path(name), "mixture")}
-    return content
 
 
 def _with_task(content: dict[str, Any], name: str) -> dict[str, Any]:

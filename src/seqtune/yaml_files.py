@@ -143,6 +143,13 @@ def parse_override(text: str, texts: Collection[str] = ()) -> tuple[list[str], A
         raise ConfigError(f"--set {text!r}: the value is not YAML ({error})") from None
 
 
+def opened(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """Put what a YAML file holds, and its `folder`, in the place of its name, so that each setting can be overridden."""
+    if isinstance(name := content.get(key), str):
+        content[key] = {"folder": str(Path(name).parent), **read_yaml_mapping(Path(name), key)}
+    return content
+
+
 def put(content: dict[str, Any], dotted: str, value: Any) -> None:
     """Set a key in nested mappings, by its dotted name.
 

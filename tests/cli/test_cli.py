@@ -34,6 +34,7 @@ VERBS = [
     "score",
     "serve",
     "study",
+    "tasks",
     "verify",
 ]
 ARTEFACTS = {

@@ -91,6 +91,8 @@ def test_promptsource_templates_ask_a_table(folder):
         else:
             assert (e.input, e.output) == (f"film {number} Is it good?", ("bad", "good")[number % 2])
     assert Counter("friendly" in e.input for e in sides["train"])[True] > 5
+    assert len(sides["test"])
+    assert not any("friendly" in e.input for e in sides["test"]), "a template that is not for the task tests it"
 
 
 def test_promptsource_choices_are_listed_in_styles(folder):
@@ -117,6 +119,21 @@ def test_flan_templates(folder):
     assert bundle.data.output == "answer"
     words = bundle.wordings[0].words({"premise": "p", "hypothesis": "h", "output": "yes"}, ("yes", "no"), 0)
     assert (words.source, words.target, words.answer) == (f"p So h?\n{OPTIONS}", ANSWER, "yes")
+
+
+def test_a_template_may_call_a_column_by_another_name(folder):
+    (folder / "pairs.tsv").write_text("s1\ts2\tlabel\n" + "".join(f"a{i}\tb{i}\t{i % 2}\n" for i in range(40)))
+    names = {"premise": "s1", "hypothesis": "s2"}
+    task = {"bundle": "FLAN.json", "path": "pairs.tsv", "output": "label", "columns": names, "answers": {"0": "no", "1": "yes"}}
+    sides, rejected = training(folder, task, options=0)
+    assert not rejected
+    assert all(
+        e.input == f"a{n} So b{n}?" and e.output == ("no", "yes")[n % 2]
+        for e in sides["train"]
+        for n in [int(e.input.split()[0][1:])]
+    )
+    with pytest.raises(ConfigError, match="columns names 's3' as 'hypothesis', which is no column"):
+        training(folder, task | {"columns": names | {"hypothesis": "s3"}})
 
 
 def test_natural_instructions_hold_their_rows(folder):

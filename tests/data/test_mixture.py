@@ -211,6 +211,7 @@ def test_spread_keeps_each_share_up_to_one(count):
         ("tasks: {b: {bundle: sizes, where: {kind: x}}}", "where names the column 'kind'"),
         ("tasks: {b: {bundle: sizes, where: {size: x}}}", "has no row with {'size': 'x'}"),
         ("tasks: {b: {bundle: sizes, chain: why}}", "chain = 'why' is no column"),
+        ("tasks: {b: {bundle: sizes, data: {max_input_characters: 9}}}", "set it beside the mixture"),
         ("tasks: [sizes]\nheld_out: [sizes]", "no task is left to train on"),
         ("tasks: [sizes]\nheld_out: [size]", "no task or cluster 'size'; did you mean 'sizes'"),
         ("tasks: [sizes, colours.yaml]\nweights: {sizes: 2}", "names some tasks and not colours"),

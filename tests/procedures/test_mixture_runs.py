@@ -16,6 +16,7 @@ from seqtune.procedures.fit import fit
 from seqtune.procedures.protocol import Protocol, score_tasks
 from seqtune.scoring.by_task import TaskScore, cluster_means
 from seqtune.studies.naming import ingredients
+from seqtune.studies.points import Study, plan
 from seqtune.training.loop import Trainer
 
 pytestmark = pytest.mark.slow
@@ -83,6 +84,10 @@ def test_a_run_says_what_it_was_asked_and_what_it_got(mixture, llama_folder, tmp
     ).keys()
     predictions = (run / "predictions.jsonl").read_text()
     assert '"w1' not in predictions
+    card = (run / "README.md").read_text()
+    assert "| words | held out | 0 |  |" in card
+    assert "| sums | " in card
+    assert "None" not in card
 
     found = score_tasks(str(run), Protocol(str(mixture), (0, 2), ("base",), tmp_path / "singles"), tmp_path / "out", quiet=True)
     assert list(found["scores"]) == [str(run), "base", "single task"]
@@ -140,3 +145,13 @@ def test_clusters_are_means_of_tasks_whatever_their_size():
     assert found["all", True]["value"] == pytest.approx(0.3)
     assert 0.2 <= found["x", True]["low"] <= 0.4 <= found["x", True]["high"] <= 0.6
     assert found["x", False]["low"] is None
+
+
+def test_a_mixture_and_its_settings_are_axes_of_a_study(mixture, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(mixture.read_text().replace("shots: {0: 0.5, 1: 0.5}", "shots: {0: 1.0}"))
+    axes = {"mixture": [str(mixture), str(other)], "mixture.temperature": [1, 2]}
+    points = plan(Study(name="s", base={"train": {"max_steps": 2}}, axes=axes, out=str(tmp_path / "results")))
+    found = {(len(p.config.mixture.shots), p.config.mixture.temperature) for p in points}
+    assert found == {(2, 1), (2, 2), (1, 1), (1, 2)}
+    assert len({p.run for p in points}) == 4

@@ -137,7 +137,7 @@ def _print_table(title: str, found: dict[str, Any]) -> None:
             table.add_column(heading, justify="right" if heading in labels else "left", no_wrap=True)
         for row in first[kind]:
             same = (next((r for r in found[label][kind] if _same(r, row, key)), None) for label in labels)
-            size = row["metric"] if key == "task" else str(row["num_tasks"])
+            size = f"{row['metric']} of {row['num_items']}" if key == "task" else str(row["num_tasks"])
             table.add_row(row[key], "held out" if row["held_out"] else "trained", size, *map(_cell, same))
         stdout_console().print(table)
 
@@ -147,6 +147,6 @@ def _same(a: dict[str, Any], b: dict[str, Any], key: str) -> bool:
 
 
 def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
+    if row is None or row["value"] is None:
+        return "" if row is None else "undefined"
     return f"{row['value']:.3f}" + ("" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})")

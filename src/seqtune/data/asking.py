@@ -86,9 +86,11 @@ def training_forms(task: MixedTask, config: MixtureConfig, count: int, generator
 def plain_forms(
     task: MixedTask, config: MixtureConfig, count: int, num_shots: int, generator: np.random.Generator
 ) -> list[Form]:
-    """Plain questions: all templates, answers listed in one style if the mixture lists any, and nothing else."""
+    """Plain questions: all templates that ask for the answer, answers listed in one style if the mixture lists any."""
+    wordings = task.bundle.wordings
+    places = [place for place, wording in enumerate(wordings) if wording.original] or list(range(len(wordings)))
     style = 0 if config.options else -1
-    return [Form(int(place), num_shots, style) for place in spread([1.0] * len(task.bundle.wordings), count, generator)]
+    return [Form(places[drawn], num_shots, style) for drawn in spread([1.0] * len(places), count, generator).tolist()]
 
 
 @dataclass(frozen=True, slots=True)

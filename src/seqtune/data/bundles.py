@@ -32,6 +32,7 @@ class WordingConfig(Section):
     target: str | None = Field(default=None, description="default: the bundle's")
     choices: str | None = Field(default=None, description="Jinja: the answers, parted by |||; default: the bundle's")
     lists_choices: bool = Field(default=False, description="the template itself lists the answers")
+    original: bool = Field(default=True, description="false: it asks for something else, and is for training alone")
 
 
 class Bundle(Section):
@@ -44,6 +45,7 @@ class Bundle(Section):
     where: dict[str, str] = Field(
         default_factory=dict, description="column -> value: the rows of the table that are this task's"
     )
+    columns: dict[str, str] = Field(default_factory=dict, description="a template's name for a column -> the table's")
     templates: list[str | WordingConfig] = Field(default=["{input}"], min_length=1, description="questions with {columns}")
     target: str = Field(default="{output}", description="answer with {columns}")
     language: Literal["braces", "jinja"] = Field(default="braces", description="what the templates are written in")
@@ -61,6 +63,9 @@ class Bundle(Section):
     @model_validator(mode="after")
     def _answers(self) -> Bundle:
         FormatConfig(answers=self.words or None, ordered=self.ordered)  # the same rules hold
+        for key in ("max_input_characters", "max_output_characters"):
+            if getattr(self.data, key):
+                raise ValueError(f"data.{key} of a task: prompts are measured when they are made; set it beside the mixture")
         return self
 
     @property
@@ -81,6 +86,14 @@ class Bundle(Section):
         return self._wordings
 
     @property
+    def reading(self) -> DataConfig:
+        """How its table is read. Where questions are spread over columns, any of these may stand for the input."""
+        given = self.data.input if "input" in self.data.model_fields_set else None
+        columns = [column for wording in self.wordings for column in wording.columns if column != self.data.output]
+        name = given or next(iter(columns), self.data.input)
+        return self.data.model_copy(update={"input": self.columns.get(name, name)})
+
+    @property
     def files(self) -> list[str | None]:
         """The names of its tables, `None` for those that it does without."""
         return [self.data.path, self.data.validation_path, self.data.test_path, self.pool]
@@ -90,7 +103,8 @@ class Bundle(Section):
         said = example.output or ""
         if isinstance(self.answers, dict):
             said = self.answers.get(said, said)
-        return {**example.fields, "input": example.input, "output": said}
+        renamed = {name: example.fields.get(column, "") for name, column in self.columns.items()}
+        return {**example.fields, **renamed, "input": example.input, "output": said}
 
     def chain_of(self, example: Example) -> str:
         """The row's reasoning, "" without any."""
@@ -127,9 +141,7 @@ def bundle_of(content: dict[str, Any], name: str, folder: Path, said: str = "") 
             place[key] = beside(place[key], folder)
     content["name"] = content.get("name") or name
     bundle: Bundle = validate(Bundle, content, said)
-    columns = [column for wording in bundle.wordings for column in wording.columns]
-    if columns and "input" not in content["data"]:  # what is asked is spread over columns; any of them will do
-        bundle.data.input = columns[0]
+    assert bundle.wordings  # reads the templates, so that a mistake in one shows here
     return bundle
 
 

@@ -132,10 +132,10 @@ def _sides(bundle: Bundle, rejected: list[Rejected]) -> dict[str, Table]:
     """The task's rows by split."""
 
     def read(path: str) -> Table:
-        table, bad = read_rows(path, bundle.data)
+        table, bad = read_rows(path, bundle.reading)
         check_rejected_share(bad, len(table) + len(bad), bundle.data.max_rejected)
         rejected.extend(bad)
-        key = table.key or kept.key_of(kept.digest(resolve(path)), bundle.data)
+        key = table.key or kept.key_of(kept.digest(resolve(path)), bundle.reading)
         for column, value in bundle.where.items():
             if column not in table.columns.fields:
                 raise ConfigError(
@@ -148,7 +148,8 @@ def _sides(bundle: Bundle, rejected: list[Rejected]) -> dict[str, Table]:
             raise ConfigError(f"{bundle.name}: {path!r} has no row with {bundle.where}")
         return replace(table, key=kept.key_of(key, sorted(bundle.where.items())))
 
-    sides = read_sides(bundle.data, read)
+    sides = read_sides(bundle.reading, read)
+    sides["train"] = subset(sides["train"], bundle.data.num_examples, bundle.data.split.seed)
     if any(frame["context"].is_not_null().any() for frame in sides["train"].batches("context")):
         raise ConfigError(
             f"{bundle.name}: {bundle.data.path!r} holds conversations, which cannot be mixed; give columns with texts"
@@ -159,12 +160,19 @@ def _sides(bundle: Bundle, rejected: list[Rejected]) -> dict[str, Table]:
 
 def _check_columns(bundle: Bundle, first: Example) -> None:
     """Refuse templates in braces that name what the table has not; Jinja may ask whether a column is there."""
+    for name, column in bundle.columns.items():
+        if column not in first.fields:
+            raise ConfigError(
+                f"{bundle.name}: columns names {column!r} as {name!r}, which is no column of {bundle.data.path!r}"
+                f"{did_you_mean(column, first.fields)}; columns: {', '.join(first.fields)}"
+            )
     for wording in bundle.wordings if bundle.language == "braces" else ():
         for name in wording.columns:
-            if name not in first.fields:
+            if name not in first.fields and name not in bundle.columns:
                 raise ConfigError(
                     f"{bundle.name}: the template {wording.source[:60]!r} uses {{{name}}}, which is no column of "
-                    f"{bundle.data.path!r}{did_you_mean(name, first.fields)}; columns: {', '.join(first.fields)}"
+                    f"{bundle.data.path!r}{did_you_mean(name, first.fields)}; give `columns: {{{name}: COLUMN}}`; "
+                    f"columns: {', '.join(first.fields)}"
                 )
     if bundle.chain and bundle.chain not in first.fields:
         raise ConfigError(
@@ -176,7 +184,7 @@ def _pool(task: MixedTask, rejected: list[Rejected]) -> Sequence[Example]:
     """Rows that solved examples are drawn from; never validation or test rows."""
     rows: Table = task.sides["train"]
     if task.bundle.pool:
-        rows, bad = read_rows(task.bundle.pool, task.bundle.data)
+        rows, bad = read_rows(task.bundle.pool, task.bundle.reading)
         rejected.extend(bad)
     return list(subset(rows, POOL_ROWS, 0))
 

@@ -54,6 +54,7 @@ class Wording:
         language: "braces" or "jinja".
         choices: Jinja text of the answers, parted by `|||`, for tasks whose answers depend on the template or the row.
         lists_choices: the template itself lists the answers.
+        original: it asks for the task's answer; others are for training alone.
 
     Example:
         >>> Wording("", "Name {smiles}:", "{output}").words({"smiles": "CCO", "output": "ethanol"}, (), 0)
@@ -66,6 +67,7 @@ class Wording:
     language: Literal["braces", "jinja"] = "braces"
     choices: str | None = None
     lists_choices: bool = False
+    original: bool = True
 
     def check(self) -> Wording:
         """Itself, if its texts can be read.
@@ -140,7 +142,7 @@ def wording_of(given: str | Mapping[str, Any], language: Literal["braces", "jinj
     """A template as a bundle writes it down, checked.
 
     Args:
-        given: the question alone, or the keys `template`, and `target`, `choices`, `lists_choices`, `name` if it has its own.
+        given: the question alone, or the keys `template`, and other keys of `Wording` where they are not the bundle's.
         language: of the texts.
         target: the bundle's.
 
@@ -151,7 +153,7 @@ def wording_of(given: str | Mapping[str, Any], language: Literal["braces", "jinj
     both = language == "jinja" and "|||" in own["template"]
     source, answer = PRESETS.get(own["template"], own["template"]), own.get("target") or ("" if both else target)
     name, choices, lists = own.get("name") or "", own.get("choices"), bool(own.get("lists_choices"))
-    return Wording(name, source, answer, language, choices, lists).check()
+    return Wording(name, source, answer, language, choices, lists, own.get("original", True)).check()
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):

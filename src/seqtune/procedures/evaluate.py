@@ -10,14 +10,17 @@ from typing import Any
 
 from seqtune import folders, plugins, runs
 from seqtune.config import DataConfig, DecodeConfig, ModelConfig
+from seqtune.data.asking import MixedTask
 from seqtune.data.sources import check_rejected_share, read_examples
 from seqtune.data.splits import subset
+from seqtune.data.table import FIELD, Table, texts
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress, task_of
 from seqtune.decoding.verification import make_verifier
 from seqtune.errors import MissingDependencyError, RunError, SeqtuneError
 from seqtune.models.location import check_there
-from seqtune.records import Example, Rejected
+from seqtune.records import Example, Prediction, Rejected
+from seqtune.scoring.by_task import by_task
 from seqtune.scoring.evaluate import evaluate_task, read_predictions
 from seqtune.tokens.preparation import training_rows, within_limits
 
@@ -160,4 +163,46 @@ def answer_and_score(
     if folder:
         runs.write_predictions(folder / runs.PREDICTIONS, predictions)
         runs.write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def framed(framing: Task, task: MixedTask, asked: Sequence[Example]) -> Task:
+    """A task of a mixture in the frame of a run: its answers are chosen among, unless a template puts words around them.
+
+    Args:
+        framing: the run's task.
+        task: of the mixture.
+        asked: its finished questions.
+    """
+    own = task.task
+    return dataclasses.replace(
+        framing,
+        answers=own.answers if own.answers and all(e.output in own.answers for e in asked) else None,
+        ordered=own.ordered, plugin=own.plugin, max_new_tokens=own.max_new_tokens or framing.max_new_tokens,
+    )  # fmt: skip
+
+
+def answer_and_score_tasks(
+    predictor: Predictor, tasks: Sequence[MixedTask], rows: Table, folder: Path, *, quiet: bool = False
+) -> dict[str, Any]:
+    """`answer_and_score` for the test rows of a mixture, which lie task by task; with the scores of each task.
+
+    Args:
+        predictor: of the run.
+        tasks: of the mixture.
+        rows: finished questions.
+        folder: for `predictions.jsonl` and `metrics.json`.
+        quiet: show no progress.
+    """
+    names, examples = list(texts(rows, FIELD + "task")), list(rows)
+    predictions: list[Prediction] = []
+    for task in tasks:
+        asked = [example for example, name in zip(examples, names, strict=True) if name == task.name]
+        if asked:
+            asking = predictor.asking(framed(predictor.task, task, asked))
+            predictions += predict_with_progress(asking, asked, f"evaluate {task.name}", quiet)
+    runs.write_predictions(folder / runs.PREDICTIONS, predictions)
+    metrics, predictions = evaluate_task(predictions, predictor.task)
+    metrics |= by_task(predictions, names, tasks)
+    runs.write_json(folder / "metrics.json", metrics)
     return metrics

@@ -16,22 +16,20 @@ from seqtune import folders, progress, runs
 from seqtune.config import Config, TrainConfig
 from seqtune.data.columns import with_columns
 from seqtune.data.mixture import bundles_of
-from seqtune.data.table import FIELD, texts
 from seqtune.decoding.engines import check_engine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import InterruptedRunError
 from seqtune.models.adapters import Adapter, load_merged
 from seqtune.models.location import origin
 from seqtune.models.loss import check_packing
-from seqtune.procedures.evaluate import answer_and_score, check_packages
+from seqtune.procedures.evaluate import answer_and_score, answer_and_score_tasks, check_packages
 from seqtune.procedures.findings import findings, refuse_errors
 from seqtune.procedures.handover import hand_over
 from seqtune.procedures.validation import Validator
 from seqtune.report import card
 from seqtune.report.notebook import Scores
 from seqtune.report.page import write_report
-from seqtune.scoring.by_task import by_task, check_metric
-from seqtune.scoring.evaluate import read_predictions
+from seqtune.scoring.by_task import check_metric
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.tokens.shares import lines
 from seqtune.training import defaults
@@ -96,10 +94,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     if process.is_main_process:
         runs.check_free(config, folder, resume=resume, overwrite=overwrite)
         if overwrite and config.mixture:
-            tables = [
-                t for b in bundles_of(config.mixture) for t in (b.data.path, b.data.validation_path, b.data.test_path, b.pool)
-            ]
-            runs.check_outside(folder, tables)
+            runs.check_outside(folder, [name for bundle in bundles_of(config.mixture) for name in bundle.files])
     check_trackers(config.train)
     config, notes = with_columns(config)
     for note in notes:
@@ -256,12 +251,11 @@ def _finish(
     metrics = None
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder), trusted=config.model.trusted_with(folder))
-        training = None if prepared.mixture else prepared.examples["train"]
-        metrics = answer_and_score(predictor, prepared.examples["test"], training, folder, quiet=quiet)
+        rows, train = prepared.examples["test"], prepared.examples["train"]
         if prepared.mixture:
-            asked = list(texts(prepared.examples["test"], FIELD + "task"))
-            metrics |= by_task(read_predictions(folder), asked, prepared.mixture)
-            runs.write_json(folder / "metrics.json", metrics)
+            metrics = answer_and_score_tasks(predictor, prepared.mixture, rows, folder, quiet=quiet)
+        else:
+            metrics = answer_and_score(predictor, rows, train, folder, quiet=quiet)
     text = card.model_card(
         config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model),
         takes_messages=prepared.encoder.tokenizer.chat_template is not None,

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars
 
-from seqtune import folders, runs
+from seqtune import folders, progress, runs
 from seqtune.config import Config, ModelConfig, load_config, validate
 from seqtune.data.asking import COLUMNS, MixedTask
 from seqtune.data.mixture import asked_rows, open_mixture, plain_frame
@@ -22,7 +22,7 @@ from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, is_run, predict_with_progress, task_of
 from seqtune.errors import ConfigError, RunError
 from seqtune.models.location import check_there
-from seqtune.procedures.evaluate import EVALUATION, check_writable
+from seqtune.procedures.evaluate import EVALUATION, check_writable, framed
 from seqtune.procedures.fit import fit
 from seqtune.records import Prediction
 from seqtune.scoring.by_task import TaskScore, check_metric, cluster_means, score_of
@@ -119,6 +119,9 @@ def _questions(task: MixedTask, config: Config, num_shots: int) -> Table:
     if not len(frame):
         why = f"; first: {faults[0][1]}" if faults else "; see its data.split"
         raise ConfigError(f"{task.name}: no test row can be asked{why}")
+    if faults:
+        said = f"{task.name}: {len(faults)} of {len(rows)} test rows cannot be asked and do not count; first: {faults[0][1]}"
+        progress.console().print(f"warning: {said}", style="yellow", markup=False)
     return Table(Frames([len(frame)], [frame]), Columns(task.name, COLUMNS))
 
 
@@ -138,15 +141,9 @@ class _Session:
         return {k: [self._score(predictor, label, task, k) for task in tasks] for k in self.protocol.shots}
 
     def _score(self, predictor: Predictor, label: str, task: MixedTask, num_shots: int) -> TaskScore:
-        asked, own = list(self.questions[task.name, num_shots]), task.task
-        framed = dataclasses.replace(
-            self.framing,
-            # a template may wrap the answer in words of its own, and then it is written freely
-            answers=own.answers if own.answers and all(e.output in own.answers for e in asked) else None,
-            ordered=own.ordered, plugin=own.plugin, max_new_tokens=own.max_new_tokens or self.framing.max_new_tokens,
-        )  # fmt: skip
+        asked = list(self.questions[task.name, num_shots])
         title = f"{label}: {task.name}, {num_shots} solved examples"
-        answers = predict_with_progress(predictor.asking(framed), asked, title, self.quiet)
+        answers = predict_with_progress(predictor.asking(framed(self.framing, task, asked)), asked, title, self.quiet)
         note = {"task": task.name, "shots": str(num_shots), "model": label}
         named = (
             dataclasses.replace(p, id=f"{label}/{task.name}/{num_shots}/{p.id}", details={**p.details, **note}) for p in answers

@@ -14,7 +14,7 @@ from seqtune.data.collections import is_collection, read_collection
 from seqtune.data.forms import CHAINS, INVERSIONS, ORDERS, STYLES, Form
 from seqtune.data.mixture import bundles_of, open_mixture
 from seqtune.errors import DataError, SeqtuneError
-from seqtune.yaml_files import read_yaml_mapping
+from seqtune.yaml_files import opened
 
 MOST_TEMPLATES = 20  # that `rendered` shows
 
@@ -53,7 +53,7 @@ def listed(name: str) -> tuple[list[Listed], dict[str, str]]:
     """
     kind, path = kind_of(name), Path(name)
     if kind == "mixture":
-        config = validate(MixtureConfig, {"folder": str(path.parent), **read_yaml_mapping(path, "mixture")})
+        config = validate(MixtureConfig, opened({"mixture": name}, "mixture")["mixture"])
         return [_listed(b.name, "bundle", b) for b in bundles_of(config)], {}
     if "#" in name or not path.exists() or (kind == "bundle" and not _holds_many(path)):
         return [_listed(name, "bundle", read_bundle(name))], {}

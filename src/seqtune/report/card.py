@@ -55,11 +55,11 @@ def model_card(
         yaml.safe_dump(_front(config, base), sort_keys=False).strip(),
         "---",
         "",
-        f"# {config.data.input} -> {config.data.output}",
+        f"# {title(config, data)}",
         "",
         f"A causal language model {start} `{config.model.name}` with seqtune.{_base(base)}",
         "",
-        *data_lines(config.data.path, data),
+        *data_lines(config.data.path, data, metrics),
         "## Training",
         "",
         f"{outcome['step']} of {outcome['total_steps']} planned steps ({outcome['reason']}), "
@@ -76,20 +76,27 @@ def model_card(
     )
 
 
-def data_lines(name: str, data: dict[str, Any]) -> list[str]:
+def title(config: Config, data: dict[str, Any]) -> str:
+    """What the model does, in a few words."""
+    return f"{len(data['mixture'])} tasks" if config.mixture else f"{config.data.input} -> {config.data.output}"
+
+
+def data_lines(name: str | None, data: dict[str, Any], metrics: dict[str, Any] | None) -> list[str]:
     """What it was trained on and what of the held-out rows training has seen.
 
     Args:
-        name: of the table.
+        name: of the table; `None` for a mixture.
         data: content of `data.json`.
+        metrics: content of `metrics.json`.
     """
     return [
         "## Data",
         "",
-        f"`{name}`: {data['num_rows']} rows; "
+        f"{f'`{name}`' if name else 'A mixture'}: {data['num_rows']} rows; "
         + ", ".join(f"{n} {side}" for side, n in data["splits"].items())
         + f"; {data['rejected']['total']} rejected.",
         "",
+        *_mixture(data, metrics),
         "Held-out rows that training has seen in some form:",
         "",
         *(
@@ -98,6 +105,24 @@ def data_lines(name: str, data: dict[str, Any]) -> list[str]:
         ),
         "",
     ]
+
+
+def _mixture(data: dict[str, Any], metrics: dict[str, Any] | None) -> list[str]:
+    """Each task's part of a mixture, and its score."""
+    if "mixture" not in data:
+        return []
+    scores = {task["task"]: task for task in (metrics or {}).get("tasks", ())}
+    lines = ["| task | prompts | tokens with loss | score (95% interval) |", "|---|---|---|---|"]
+    for share in data["mixture"]:
+        score = scores.get(share["task"])
+        shown = (
+            f"{score['metric']} {score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+            if score and score["value"] is not None
+            else ""
+        )
+        prompts = "held out" if share["held_out"] else f"{share['num_prompts']:,}"
+        lines.append(f"| {share['task']} | {prompts} | {share['num_loss_tokens']:,} | {shown} |")
+    return [*lines, ""]
 
 
 def _front(config: Config, base: Mapping[str, str]) -> dict[str, Any]:

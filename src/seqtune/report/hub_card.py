@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from seqtune.config import Config
-from seqtune.report.card import data_lines, in_transformers, result_lines
+from seqtune.report.card import data_lines, in_transformers, result_lines, title
 from seqtune.report.scores import scores_of
 
 LIMITS = (
@@ -43,10 +43,10 @@ def hub_card(
         licence: of the base, `None` where it is not known.
         takes_messages: the tokenizer's chat template makes the prompt of a user message.
     """
-    table, base = PurePath(config.data.path).name, _public(config)
+    table, base = PurePath(config.data.path).name if config.data.path else None, _public(config)
     front = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=["seqtune"], license=licence, base_model=base,
-        model_name=place if metrics else None, eval_results=_results(config, data, metrics, table) if metrics else None,
+        model_name=place if metrics else None, eval_results=_results(config, data, metrics) if metrics else None,
     )  # fmt: skip
     start = "random weights in the shape of" if config.model.init == "random" else "fine-tuned from"
     known = f"whose licence is {licence}" if licence else "whose licence is named nowhere on the machine that wrote this card"
@@ -55,11 +55,11 @@ def hub_card(
         front.to_yaml(),
         "---",
         "",
-        f"# {config.data.input} -> {config.data.output}",
+        f"# {title(config, data)}",
         "",
         f"A causal language model {start} `{base or PurePath(config.model.name).name}`, {known}, with seqtune.",
         "",
-        *data_lines(table, data),
+        *data_lines(table, data, metrics),
         f"Fingerprint of all rows: `{data['fingerprint']}`.",
         "",
         "## Results on the test rows",
@@ -86,10 +86,11 @@ def _public(config: Config) -> str | None:
     return None if elsewhere or config.model.init == "random" else name
 
 
-def _results(config: Config, data: dict[str, Any], metrics: dict[str, Any], table: str) -> list[EvalResult]:
+def _results(config: Config, data: dict[str, Any], metrics: dict[str, Any]) -> list[EvalResult]:
+    table = PurePath(config.data.path or "mixture").name
     return [
         EvalResult(
-            task_type="text-generation", task_name=f"{config.data.input} -> {config.data.output}",
+            task_type="text-generation", task_name=title(config, data),
             dataset_type=PurePath(table).stem, dataset_name=f"{table}, {metrics['num_items']} test rows",
             dataset_revision=data["fingerprint"], metric_type=name, metric_value=score["value"],
             metric_name=f"{name.replace('_', ' ')} (95% interval {score['low']:.3f} to {score['high']:.3f})",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ class TaskScore:
         cluster: tasks of one kind; "" without one.
         held_out: training did not see it.
         metric: which of the scores this is.
-        value: the score.
+        value: the score, `None` if it is undefined on these rows.
         low: lower end of its 95% interval over items.
         high: upper end.
         num_items: rows that were asked.
@@ -39,9 +38,9 @@ class TaskScore:
     cluster: str
     held_out: bool
     metric: str
-    value: float
-    low: float
-    high: float
+    value: float | None
+    low: float | None
+    high: float | None
     num_items: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,8 +62,8 @@ def check_metric(mixed: MixedTask) -> None:
 
 
 def task_score(predictions: Sequence[Prediction], task: Task, metric: str) -> dict[str, Any]:
-    """A task's score by the metric that stands for it; without an interval and not a number if it is undefined here."""
-    found = evaluate_task(predictions, task)[0].get(metric, dict.fromkeys(("value", "low", "high"), math.nan))
+    """A task's score by the metric that stands for it; `None` if it is undefined on them."""
+    found = evaluate_task(predictions, task)[0].get(metric, dict.fromkeys(("value", "low", "high")))
     return {"metric": metric, **{key: found[key] for key in ("value", "low", "high")}, "num_items": len(predictions)}
 
 
@@ -81,6 +80,8 @@ def cluster_means(scores: Sequence[TaskScore]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[str, bool], list[float]] = {}
     for score in scores:
+        if score.value is None:
+            continue
         for name in filter(None, (score.cluster, "all")):
             groups.setdefault((name, score.held_out), []).append(score.value)
     rows = []

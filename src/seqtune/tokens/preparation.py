@@ -151,7 +151,7 @@ def prepare(config: Config) -> Prepared:
     limit = int(int(encoded.num_loss_tokens.max()) * 1.25) + 8
     group = config.data.split.key if config.data.split.method == "grouped" else None
     known = key and kept.key_of(key, encoded.digest, list(errors), group)
-    notes = [*_notes(config, base), *_answers_note(task, train), *pieces_note, *note]
+    notes = [*_notes(config, base), *([] if mixed else _answers_note(task, train)), *pieces_note, *note]
     return Prepared(
         task=dataclasses.replace(task, max_new_tokens=limit), vocabulary=vocabulary, encoder=base.with_vocabulary(vocabulary),
         examples=examples, prompts=rendered, encoded=encoded, rejected=rejected, left_out=left_out,
@@ -268,12 +268,8 @@ def _adapted(vocabulary: Vocabulary, train: Sequence[Example], asked: int | None
 
 
 def _may_adapt(config: Config, num_rows: int) -> bool:
-    return (
-        config.adapter.method == "full"
-        and not config.mixture
-        and num_rows >= ADAPT_ROWS
-        and num_parameters(config.model) < SMALL
-    )
+    alone = config.adapter.method == "full" and not config.mixture
+    return alone and num_rows >= ADAPT_ROWS and num_parameters(config.model) < SMALL
 
 
 def _texts(rows: Sequence[Example], most: int) -> list[str]:

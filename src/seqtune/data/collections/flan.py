@@ -38,7 +38,7 @@ def bundle(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
         own = targets.most_common(1)[0][0]
         output = "answer" if any("{answer}" in target for target in targets) else own.strip("{}")
         templates = [
-            {"name": str(number), "template": _named(source), "target": _named(target)}
+            {"name": str(number), "template": _named(source), "target": _named(target), "original": f"{{{output}}}" in target}
             for number, (source, target) in enumerate(pairs, start=1)
         ]
         found[name] = {"about": f"FLAN's templates for {name}", "templates": templates, "data": {"output": output}}

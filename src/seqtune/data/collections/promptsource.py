@@ -27,6 +27,7 @@ def bundle(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 "template": str(each.get("jinja") or ""),
                 "choices": each.get("answer_choices") or None,
                 "lists_choices": bool(about.get("choices_in_prompt")),
+                "original": about.get("original_task") is not False,
             }
         )
     return {name: {"about": f"templates of promptsource for the data set {name}", "language": "jinja", "templates": templates}}
