@@ -30,7 +30,8 @@ def taken(disk: Path) -> int:
 
 def emptied(disk: Path) -> None:
     for path in disk.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) -> None:
@@ -38,6 +39,7 @@ def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) ->
     disk, whole, said = folder / "disk", folder / "whole", folder / "said"
     os.environ["TMPDIR"], os.environ["SAID"] = str(disk), str(said)
     assert in_child(["fit", "--data", table, "--model", base, *flags(SETTINGS), "--out", str(whole)], folder, None) == 0
+    (disk / "filler").write_bytes(bytes(4096))  # for a tmpfs of no bytes has no limit
     verbs = {
         name: verb for name, verb in kills.verbs_of(table, base, folder, whole, disk / "at" / "run").items() if name != "serve"
     }
@@ -47,7 +49,7 @@ def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) ->
         if chosen and name not in chosen:
             continue
         command = ["report", str(page)] if name == "report" else verb.command
-        counts = {"disks": 0, "full": 0, "held": 0}
+        counts, need = {"disks": 0, "full": 0, "held": 0}, 0
         resize(disk, ROOM)
         for attempt in range(rounds + 1):
             (disk / "at").mkdir()
@@ -55,7 +57,7 @@ def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) ->
                 shutil.copytree(whole, page)
             before = taken(disk)
             if attempt:  # from hardly any room to hardly too little
-                resize(disk, before + 4096 + (need - 8192) * (attempt - 1) // max(1, rounds - 1))
+                resize(disk, before + need * (attempt - 1) // rounds)
             said.write_text("")
             code = in_child(command, disk, None)
             if not attempt:
