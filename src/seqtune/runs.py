@@ -238,16 +238,17 @@ def differences(folder: Path, *parts: str) -> dict[str, str]:
         return {}
     wrong = {}
     for name, noted in read_json(path, files=dict)["files"].items():
-        if Path(name).is_absolute() or ".." in Path(name).parts or not isinstance(noted, dict):
+        is_entry = isinstance(noted, dict) and isinstance(noted.get("bytes"), int) and isinstance(noted.get("sha256"), str)
+        if Path(name).is_absolute() or ".." in Path(name).parts or not is_entry:
             raise damaged(path, f"an entry {name!r}")
         if parts and not name.startswith(parts):
             continue
         file = folder / name
         if not file.is_file():
             wrong[name] = "it is missing"
-        elif file.stat().st_size != noted.get("bytes"):
-            wrong[name] = f"it has {file.stat().st_size:,} bytes instead of {noted.get('bytes'):,}"
-        elif _digest(file) != noted.get("sha256"):
+        elif file.stat().st_size != noted["bytes"]:
+            wrong[name] = f"it has {file.stat().st_size:,} bytes instead of {noted['bytes']:,}"
+        elif _digest(file) != noted["sha256"]:
             wrong[name] = "its content is not what was written"
     return wrong
 

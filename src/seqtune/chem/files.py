@@ -28,6 +28,13 @@ def smi(path: Path) -> Iterator[Example]:
             yield Example(name, cells[0], None, {}, str(path), number)
 
 
+def _title(mol: Chem.Mol) -> str:
+    try:
+        return mol.GetProp("_Name").strip() if mol.HasProp("_Name") else ""
+    except UnicodeDecodeError:
+        return ""
+
+
 def sdf(path: Path) -> Iterator[Example]:
     """Rows of a structure-data file: canonical SMILES, named by the title line; an unreadable record has an empty input."""
     with path.open("rb") as handle:
@@ -35,5 +42,4 @@ def sdf(path: Path) -> Iterator[Example]:
             if mol is None:
                 yield Example(str(number), "", None, {}, str(path), number)
             else:
-                title = mol.GetProp("_Name").strip() if mol.HasProp("_Name") else ""
-                yield Example(title or str(number), Chem.MolToSmiles(mol), None, {}, str(path), number)
+                yield Example(_title(mol) or str(number), Chem.MolToSmiles(mol), None, {}, str(path), number)

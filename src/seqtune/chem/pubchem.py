@@ -114,12 +114,16 @@ def _blocks(path: Path, column: str) -> Iterator[polars.DataFrame]:
 
 def _parse(path: Path, block: bytes, column: str) -> polars.DataFrame:
     try:
-        return polars.read_csv(
+        frame = polars.read_csv(
             block, separator="\t", has_header=False, quote_char=None, schema={"cid": polars.UInt32, column: polars.String}
         )
+        reason = "a line without CID" if frame["cid"].null_count() else None
     except UNPARSED as error:
+        reason = str(error).partition("\n")[0]
+    if reason:
         sample = block[:60].decode("utf-8", "replace")
-        raise DataError(f"{str(path)!r}: not lines of CID <tab> text near {sample!r} ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{str(path)!r}: not lines of CID <tab> text near {sample!r} ({reason})")
+    return frame
 
 
 @contextmanager
