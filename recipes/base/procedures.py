@@ -4,8 +4,8 @@
 
 A small model that has copied, sorted, looked up and rewritten strings has the attention that a sequence task needs, whatever
 its strings mean (Wu et al. 2021, https://arxiv.org/abs/2101.06223, LIME; Papadimitriou and Jurafsky 2023,
-https://arxiv.org/abs/2304.13060). Which rule it is stands in front of the string, or two solved examples do. A third of the rows
-are English: words that are missing, errors to mend, sentences to go on with, as T5 was trained (Raffel et al. 2020,
+https://arxiv.org/abs/2304.13060). Which rule it is stands in front of the string, or two solved examples do. A third of the
+rows are English: words that are missing, errors to mend, sentences to go on with, as T5 was trained (Raffel et al. 2020,
 https://arxiv.org/abs/1910.10683, section 3.1.4), so that the base forgets no language meanwhile.
 """
 
