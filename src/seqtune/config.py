@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Layout = Literal["auto", "pairs", "messages", "alpaca"]
+Layout = Literal["auto", "pairs", "messages", "sharegpt", "alpaca"]
 SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
@@ -60,7 +60,8 @@ class DataConfig(Section):
     layout: Layout = Field(
         default="auto",
         description="pairs: columns `input` and `output`; messages: a column `messages` with conversations, lists of {role, "
-        "content}; alpaca: columns instruction, input (may be empty) and output; auto: recognised by the table's columns",
+        "content}; sharegpt: a column `conversations` with lists of {from, value}; alpaca: columns instruction, input (may be "
+        "empty) and output; auto: recognised by the table's columns",
     )
     id: str | None = Field(default=None, description="column with row names; default: line numbers")
     encoding: str | None = Field(default=None, description="of text files, such as cp1252; default: UTF-8, or what is found")

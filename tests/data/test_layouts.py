@@ -44,6 +44,25 @@ def test_a_conversation_is_its_last_question_its_answer_and_what_was_said_before
     assert several.line == 2
 
 
+def test_sharegpt_is_read_as_its_messages_are(tmp_path):
+    speakers = {"user": "human", "assistant": "gpt", "system": "system"}
+    rows = [ONE, SEVERAL, [{"role": "tool", "content": "x"}]]
+    for name, make in (
+        ("messages", lambda turns: {"messages": turns}),
+        (
+            "sharegpt",
+            lambda turns: {
+                "conversations": [{"from": speakers.get(t["role"], t["role"]), "value": t["content"]} for t in turns]
+            },
+        ),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(make(turns)) + "\n" for turns in rows))
+    (ours, bad), (theirs, worse) = (read_examples(str(tmp_path / f"{n}.jsonl"), DataConfig()) for n in ("messages", "sharegpt"))
+    assert [(e.input, e.output, e.context) for e in ours] == [(e.input, e.output, e.context) for e in theirs]
+    assert len(ours) == 2
+    assert [r.reason for r in bad] == [r.reason for r in worse]
+
+
 def test_parquet_and_csv_hold_the_same_conversations(tmp_path):
     wanted, _ = read_examples(str(write_jsonl(tmp_path / "a.jsonl", chats(ONE, SEVERAL))), DataConfig())
     polars.DataFrame({"messages": [ONE, SEVERAL]}).write_parquet(tmp_path / "a.parquet")

@@ -4,6 +4,7 @@
 |---|---|---|---|
 | `pairs` | `data.input`, `data.output` | the one | the other |
 | `messages` | `messages`: a list of {role, content} | the last user turn | the assistant turn after it, the last of all |
+| `sharegpt` | `conversations`: a list of {from, value}, from `human`, `gpt` or `system` | as in `messages` | as in `messages` |
 | `alpaca` | `instruction`, `input` (may be empty), `output` | the instruction, the input in a line below | `output` |
 
 The turns of a conversation before the input are its context. A conversation in which it is in doubt what the answer is, or that
@@ -21,9 +22,12 @@ from seqtune.config import DataConfig, Layout
 from seqtune.records import Turn, lone_surrogate
 
 ROLES = ("system", "user", "assistant")
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # of ShareGPT
+CONVERSATIONS = {"messages": "messages", "sharegpt": "conversations"}  # layout -> the column that holds a row's turns
 TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
 SAID = {
     "messages": "columns: messages (conversations; loss on the last assistant turn, the turns before it are read only)",
+    "sharegpt": "columns: conversations (ShareGPT; loss on the last assistant turn, the turns before it are read only)",
     "alpaca": "columns: instruction, input and output (Alpaca; the input goes below the instruction)",
 }
 
@@ -51,15 +55,16 @@ def layout_of(columns: Sequence[str], config: DataConfig) -> Layout:
     defaults = DataConfig()
     if (config.input, config.output) != (defaults.input, defaults.output):
         return "pairs"
-    if "messages" in columns and config.input not in columns:
-        return "messages"
+    held = [layout for layout, column in CONVERSATIONS.items() if column in columns]
+    if held and config.input not in columns:
+        return held[0]  # type: ignore[return-value]
     return "alpaca" if "instruction" in columns else "pairs"
 
 
 def needed_columns(layout: Layout, config: DataConfig, *, need_output: bool) -> list[tuple[str, str]]:
     """Columns without which a table cannot be read, each with the setting that asks for it."""
-    if layout == "messages":
-        return [("messages", "data.layout = messages")]
+    if layout in CONVERSATIONS:
+        return [(CONVERSATIONS[layout], f"data.layout = {layout}")]
     source = ("instruction", "data.layout = alpaca") if layout == "alpaca" else (config.input, "data.input")
     output = "output" if layout == "alpaca" else config.output
     return [source, (output, "data.output")] if need_output else [source]
@@ -79,21 +84,23 @@ def pair_of(row: Mapping[str, str], layout: Layout, config: DataConfig, *, need_
             return f"column {column!r} is missing"
         if not row[column].strip():
             return f"column {column!r} is empty"
-    if layout == "messages":
-        return _conversation(row["messages"], need_output=need_output)
+    if layout in CONVERSATIONS:
+        return _conversation(row[CONVERSATIONS[layout]], layout, need_output=need_output)
     if layout == "alpaca":
         parts = [row["instruction"].strip(), row.get("input", "").strip()]
         return Pair("\n".join(filter(None, parts)), row.get("output"))
     return Pair(row[config.input], row.get(config.output))
 
 
-def _conversation(cell: str, *, need_output: bool) -> Pair | str:
+def _conversation(cell: str, layout: Layout, *, need_output: bool) -> Pair | str:
     try:
         records = json.loads(cell)
     except (ValueError, RecursionError) as error:
-        return f"column 'messages' is not JSON ({error})"
+        return f"column {CONVERSATIONS[layout]!r} is not JSON ({error})"
     if not isinstance(records, list) or not records:
-        return "column 'messages' holds no list of turns"
+        return f"column {CONVERSATIONS[layout]!r} holds no list of turns"
+    if layout == "sharegpt":
+        records = [_as_message(record) for record in records]
     for number, record in enumerate(records):
         if reason := _reason_to_refuse(record, number):
             return f"turn {number + 1} of the conversation {reason}"
@@ -108,6 +115,14 @@ def _conversation(cell: str, *, need_output: bool) -> Pair | str:
     if question.role != "user":
         return "the conversation has no user turn right before its end, so it is in doubt what is asked"
     return Pair(question.content, answer, tuple(context))
+
+
+def _as_message(record: Any) -> Any:
+    """A turn of ShareGPT with the keys of a message."""
+    if not isinstance(record, dict):
+        return record
+    speaker = record.get("from")
+    return {**record, "role": SPEAKERS.get(str(speaker), speaker), "content": record.get("value")}
 
 
 def _reason_to_refuse(record: Any, number: int) -> str | None:
