@@ -77,7 +77,8 @@ def test_parquet_and_csv_hold_the_same_conversations(tmp_path):
     [
         ([], "holds no list of turns"),
         ("text", "column 'messages' is not JSON"),
-        ({"role": "user"}, "holds no list of turns"),
+        ({"role": "user"}, "column 'messages' is missing"),  # an object is columns of its own: messages.role
+        ('{"role": "user"}', "holds no list of turns"),
         (ONE[:1], "ends with a user turn, so there is no answer to learn"),
         (SEVERAL[:1], "ends with a system turn"),
         (ONE[1:], "no user turn right before its end"),
