@@ -76,7 +76,7 @@ def model_card(
     )
 
 
-def data_lines(name: str, data: dict[str, Any]) -> list[str]:
+def data_lines(name: str | None, data: dict[str, Any]) -> list[str]:
     """What it was trained on and what of the held-out rows training has seen.
 
     Args:

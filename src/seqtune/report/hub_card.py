@@ -43,7 +43,7 @@ def hub_card(
         licence: of the base, `None` where it is not known.
         takes_messages: the tokenizer's chat template makes the prompt of a user message.
     """
-    table, base = PurePath(config.data.path).name, _public(config)
+    table, base = PurePath(config.data.path or "").name, _public(config)
     front = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=["seqtune"], license=licence, base_model=base,
         model_name=place if metrics else None, eval_results=_results(config, data, metrics, table) if metrics else None,

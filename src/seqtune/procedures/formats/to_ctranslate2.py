@@ -33,8 +33,8 @@ class Runtime:
     def __init__(self, folder: Path, adds_start: bool):
         self.adds_start = adds_start
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.generator = ctranslate2.Generator(str(folder), device="cpu")
-        self.search = GenerationConfig.from_pretrained(folder)
+        self.generator: Any = ctranslate2.Generator(str(folder), device="cpu")
+        self.search: Any = GenerationConfig.from_pretrained(folder)
 
     def answers(self, prompts: Sequence[str], limits: Sequence[int]) -> Iterator[tuple[str, int]]:
         """See `table.Runtime`."""

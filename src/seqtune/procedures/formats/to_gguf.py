@@ -87,7 +87,7 @@ def write(source: Path, folder: Path, weights: str, adds_start: bool) -> None:
         weights: "f16", "q8_0" or "f32"; norms and biases stay fp32, and rows that 32 does not divide fp16.
         adds_start: llama.cpp puts the start token before a prompt, as the tokenizer does; a chat template brings its own.
     """
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     config = model.config.get_text_config()
     writer = gguf.GGUFWriter(folder / FILE, ARCHITECTURES[config.model_type])
@@ -236,9 +236,10 @@ def _write_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int,
         writer.add_tokenizer_pre("default")
         writer.add_token_scores([scores.get(piece, UNLIKELY) for piece in pieces])
         kinds = [types.BYTE if _is_byte(piece) else k for piece, k in zip(pieces, kinds, strict=True)]
-        if tokenizer.unk_token_id is not None:
-            kinds[tokenizer.unk_token_id] = types.UNKNOWN
-            writer.add_unk_token_id(tokenizer.unk_token_id)
+        unknown: Any = tokenizer.unk_token_id
+        if unknown is not None:
+            kinds[unknown] = types.UNKNOWN
+            writer.add_unk_token_id(unknown)
         writer.add_add_space_prefix("▁" in json.dumps(content["normalizer"], ensure_ascii=False).partition("Replace")[0])
     writer.add_token_list(pieces)
     writer.add_token_types(kinds)
