@@ -18,7 +18,8 @@ def write(source: Path, folder: Path, weights: str, adds_start: bool) -> None:
     """Write the converted model, the tokenizer and the search."""
     del adds_start
     end: Any = GenerationConfig.from_pretrained(source).eos_token_id
-    convert(source, folder, weights, Tokenizer.from_file(str(source / "tokenizer.json")).id_to_token(end))
+    name: Any = Tokenizer.from_file(str(source / "tokenizer.json")).id_to_token(end)
+    convert(source, folder, weights, name)
     copy_beside(source, folder)  # last: the converter empties the folder
 
 

@@ -147,7 +147,8 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
         assert found is not None, f"{name} has no name in a GGUF file"
         yield found, np.ascontiguousarray(change(name, parameter.detach().numpy(), config))
     if getattr(config, "tie_word_embeddings", False) and config.model_type == "gpt_neox":  # the one that cannot do without
-        yield "output.weight", model.get_input_embeddings().weight.detach().numpy()
+        rows: Any = model.get_input_embeddings()
+        yield "output.weight", rows.weight.detach().numpy()
 
 
 def _number(family: str) -> int:
@@ -222,7 +223,7 @@ def _write_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int,
     content, kind, types = _content(tokenizer), _kind(tokenizer), gguf.TokenType
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     added = tokenizer.added_tokens_decoder
-    pieces: list[str] = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+    pieces: Any = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
     pieces += [f"[unused {i}]" for i in range(len(pieces), size)]
     kinds = [types.UNUSED if i >= len(tokenizer) else types.NORMAL for i in range(size)]
     for i, token in added.items():
