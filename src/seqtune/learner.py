@@ -14,7 +14,7 @@ import pyarrow
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from seqtune import folders
+from seqtune import folders, progress
 from seqtune.config import DataConfig, DecodeConfig, load_config, validate
 from seqtune.data.sources import read_examples
 from seqtune.decoding.predictor import Predictor
@@ -163,7 +163,7 @@ class SequenceLearner(BaseEstimator):
         return [[(h.text, h.score) for h in p.hypotheses] for p in searching.predict(_examples(inputs))]
 
     def predict_file(self, path: str, batch_size: int = 1024) -> Iterator[Prediction]:
-        """Answers to a table of any size, in its order, `batch_size` of them in memory at a time.
+        """Answers to a table of any size, in its order, `batch_size` of them in memory at a time; a row without text is named.
 
         Args:
             path: CSV, TSV, JSONL or Parquet, with the columns that the template names.
@@ -174,7 +174,9 @@ class SequenceLearner(BaseEstimator):
         """
         check_is_fitted(self, "predictor_")
         task = self.predictor_.task
-        rows, _ = read_examples(path, task.reading(DataConfig()), need_output=False)
+        rows, rejected = read_examples(path, task.reading(DataConfig()), need_output=False)
+        for row in rejected:
+            progress.console().print(f"skipped: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
         for start in range(0, len(rows), batch_size):
             yield from self.predictor_.predict(list(rows[start : start + batch_size]))
 

@@ -30,7 +30,7 @@ EXTRAS = {
     "chemicals": "chem", "rdkit": "chem", "py2opsin": "chem", "openclatura": "chem", "ray": "ray", "optuna": "search",
     "bitsandbytes": "quant", "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track", "gguf": "gguf",
     "lm-eval": "bench-suites",
-    "xllamacpp": "export", "onnxscript": "export", "onnxruntime": "export", "mlx_lm": "mlx",
+    "xllamacpp": "export", "onnxscript": "export", "onnxruntime": "export", "mlx-lm": "mlx",
     "fastapi": "serve", "uvicorn": "serve", "prometheus-client": "serve",
 }  # fmt: skip
 Kind = Literal["sources", "tasks", "metrics", "verifiers"]

@@ -30,6 +30,7 @@ VERBS = [
     "fit",
     "predict",
     "pretrain",
+    "push",
     "report",
     "score",
     "serve",

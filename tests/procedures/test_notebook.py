@@ -90,6 +90,12 @@ def test_a_file_is_answered_a_batch_at_a_time(fitted, tmp_path, monkeypatch):
     assert sizes == [10, 10, 4]
 
 
+def test_a_row_that_cannot_be_asked_is_named(fitted, tmp_path, capsys):
+    table = write_csv(tmp_path / "ask.csv", [("101",), *[(text,) for text in INPUTS], ("",)], ("input",))
+    assert len(list(fitted.predict_file(str(table)))) == len(INPUTS) + 1
+    assert "ask.csv, line 27: column 'input' is empty" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_was_learnt_is_saved_and_loaded(fitted, tmp_path):
     fitted.save(str(tmp_path / "kept"))
     back = SequenceLearner.load(str(tmp_path / "kept"))

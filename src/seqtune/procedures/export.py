@@ -172,7 +172,8 @@ def _verified(run: Path, folder: Path, wanted: Format, order: Order, trusted: Se
     kept = [stored[i] for i in asked]
     expected = kept if alike else predict_with_progress(predictor, [_as_asked(p) for p in kept], "the run itself")
     written, num_odd = [], 0
-    questions, runtime = list(asked.values()), wanted.open(folder, adds_start=predictor.encoder.chat is None)
+    runtime = wanted.open(folder, adds_start=predictor.encoder.chat is None, trusted=bool(trusted))
+    questions = list(asked.values())
     prompts, limits = [predictor.encoder.prompt_text(q.prompt) for q in questions], [q.limit for q in questions]
     with progress.show(wanted.runtime, len(questions)) as tick:
         for question, (text, num_read) in zip(questions, runtime.answers(prompts, limits), strict=True):

@@ -70,9 +70,10 @@ class Format:
         """
         plugins.load(f"{ROOM}.{self.module}:write")(source, folder, weights, adds_start)
 
-    def open(self, folder: Path, *, adds_start: bool) -> Runtime:
-        """The runtime on what `write` has written."""
-        return plugins.load(f"{ROOM}.{self.module}:Runtime")(folder, adds_start)
+    def open(self, folder: Path, *, adds_start: bool, trusted: bool = False) -> Runtime:
+        """The runtime on what `write` has written; a model of a family that is not listed may run its own code if trusted."""
+        runtime = plugins.load(f"{ROOM}.{self.module}:Runtime")
+        return runtime(folder, adds_start, trusted) if self.families is None else runtime(folder, adds_start)
 
     def check(self, config: Any, tokenizer: Any, weights: str | None, *, asked: bool) -> str:
         """Refuse what this format cannot hold, before any work.

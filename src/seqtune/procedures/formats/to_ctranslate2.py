@@ -18,7 +18,8 @@ def write(source: Path, folder: Path, weights: str, adds_start: bool) -> None:
     """Write the converted model, the tokenizer and the search."""
     del adds_start
     end: Any = GenerationConfig.from_pretrained(source).eos_token_id
-    convert(source, folder, weights, Tokenizer.from_file(str(source / "tokenizer.json")).id_to_token(end))
+    name: Any = Tokenizer.from_file(str(source / "tokenizer.json")).id_to_token(end)
+    convert(source, folder, weights, name)
     copy_beside(source, folder)  # last: the converter empties the folder
 
 
@@ -33,8 +34,8 @@ class Runtime:
     def __init__(self, folder: Path, adds_start: bool):
         self.adds_start = adds_start
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.generator = ctranslate2.Generator(str(folder), device="cpu")
-        self.search = GenerationConfig.from_pretrained(folder)
+        self.generator: Any = ctranslate2.Generator(str(folder), device="cpu")
+        self.search: Any = GenerationConfig.from_pretrained(folder)
 
     def answers(self, prompts: Sequence[str], limits: Sequence[int]) -> Iterator[tuple[str, int]]:
         """See `table.Runtime`."""

@@ -87,7 +87,7 @@ def write(source: Path, folder: Path, weights: str, adds_start: bool) -> None:
         weights: "f16", "q8_0" or "f32"; norms and biases stay fp32, and rows that 32 does not divide fp16.
         adds_start: llama.cpp puts the start token before a prompt, as the tokenizer does; a chat template brings its own.
     """
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     config = model.config.get_text_config()
     writer = gguf.GGUFWriter(folder / FILE, ARCHITECTURES[config.model_type])
@@ -147,7 +147,8 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
         assert found is not None, f"{name} has no name in a GGUF file"
         yield found, np.ascontiguousarray(change(name, parameter.detach().numpy(), config))
     if getattr(config, "tie_word_embeddings", False) and config.model_type == "gpt_neox":  # the one that cannot do without
-        yield "output.weight", model.get_input_embeddings().weight.detach().numpy()
+        rows: Any = model.get_input_embeddings()
+        yield "output.weight", rows.weight.detach().numpy()
 
 
 def _number(family: str) -> int:
@@ -222,7 +223,7 @@ def _write_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int,
     content, kind, types = _content(tokenizer), _kind(tokenizer), gguf.TokenType
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     added = tokenizer.added_tokens_decoder
-    pieces: list[str] = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+    pieces: Any = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
     pieces += [f"[unused {i}]" for i in range(len(pieces), size)]
     kinds = [types.UNUSED if i >= len(tokenizer) else types.NORMAL for i in range(size)]
     for i, token in added.items():
@@ -236,9 +237,10 @@ def _write_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int,
         writer.add_tokenizer_pre("default")
         writer.add_token_scores([scores.get(piece, UNLIKELY) for piece in pieces])
         kinds = [types.BYTE if _is_byte(piece) else k for piece, k in zip(pieces, kinds, strict=True)]
-        if tokenizer.unk_token_id is not None:
-            kinds[tokenizer.unk_token_id] = types.UNKNOWN
-            writer.add_unk_token_id(tokenizer.unk_token_id)
+        unknown: Any = tokenizer.unk_token_id
+        if unknown is not None:
+            kinds[unknown] = types.UNKNOWN
+            writer.add_unk_token_id(unknown)
         writer.add_add_space_prefix("▁" in json.dumps(content["normalizer"], ensure_ascii=False).partition("Replace")[0])
     writer.add_token_list(pieces)
     writer.add_token_types(kinds)

@@ -34,13 +34,14 @@ class Runtime:
     Args:
         folder: a Hugging Face folder.
         adds_start: the tokenizer puts its start token before a prompt.
+        trusted: the model may run its own code.
     """
 
-    def __init__(self, folder: Path, adds_start: bool):
+    def __init__(self, folder: Path, adds_start: bool, trusted: bool):
         self.adds_start = adds_start
-        options: dict[str, Any] = {"local_files_only": True}
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trusted}
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[str], limits: Sequence[int]) -> Iterator[tuple[str, int]]:

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
@@ -44,7 +45,7 @@ class Step(torch.nn.Module):
 def write(source: Path, folder: Path, weights: str, adds_start: bool) -> None:
     """Write `model.onnx`, the tokenizer, and `decode.py`, which asks them without seqtune."""
     del weights, adds_start
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
     ).eval()
     num_read, num_past = SAMPLE

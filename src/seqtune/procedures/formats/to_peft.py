@@ -69,12 +69,14 @@ class Runtime:
     Args:
         folder: what `write` has written.
         adds_start: the tokenizer puts its start token before a prompt.
+        trusted: the model may run its own code.
     """
 
-    def __init__(self, folder: Path, adds_start: bool):
+    def __init__(self, folder: Path, adds_start: bool, trusted: bool):
         self.adds_start, self.search = adds_start, GenerationConfig.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = plugins.load("peft:AutoPeftModelForCausalLM").from_pretrained(folder, dtype=torch.float32)
+        load = plugins.load("peft:AutoPeftModelForCausalLM").from_pretrained
+        self.model = load(folder, dtype=torch.float32, trust_remote_code=trusted)
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[str], limits: Sequence[int]) -> Iterator[tuple[str, int]]:
