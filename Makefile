@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow chaos check install pretrained bench clean
+.PHONY: demo test test-slow chaos fuzz check install pretrained bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,11 @@ test-slow: install
 # damage of every file in every way, kills at every write: the long form of tests/faults
 chaos: install
 	SEQTUNE_CHAOS=100 $(BIN)/python -m pytest tests/faults -n 2 -rA
+
+# odd and damaged files for every reader, and requests for the server, for so many minutes each; prints counts
+MINUTES ?= 60
+fuzz: install
+	SEQTUNE_FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/fuzz -n 2 -rP
 
 check: install
 	$(BIN)/ruff check .

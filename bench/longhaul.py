@@ -113,7 +113,9 @@ def ask(port: int, number: int) -> int:
     data = json.dumps(body).encode() if body else b"input\n" + b"".join(b"%d\n" % n for n in range(100, 120))
     address = f"http://127.0.0.1:{port}"
     try:
-        with urllib.request.urlopen(urllib.request.Request(address + path, data), timeout=120) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(address + path, data, {"Content-Type": "application/json"}), timeout=120
+        ) as answer:
             said = answer.read()
             if body is None:
                 request = urllib.request.Request(f"{address}/v1/jobs/{json.loads(said)['id']}", method="DELETE")
@@ -154,7 +156,7 @@ def serve(folder: Path, minutes: float) -> dict[str, Any]:
     watch.began.clear()
     process.send_signal(signal.SIGTERM)
     code = process.wait(120)
-    ok = set(statuses) <= {200, 202, 400, 429} and code in (0, 128 + signal.SIGTERM)
+    ok = 200 in statuses and set(statuses) <= {200, 202, 400, 429} and code in (0, 128 + signal.SIGTERM)
     counts = {str(key): value for key, value in sorted(statuses.items(), key=str)}
     return {"what": "serve", "minutes": minutes, "code": code, "ok": ok, "statuses": counts, **watch.found()}
 

@@ -158,3 +158,17 @@ def test_a_label_is_no_formula():
 
     figure, _ = new_axes(r"$\frac{{$", "$x$")
     assert r"$\frac{{$" in svg(figure)
+
+
+@pytest.mark.parametrize(("kind", "pack"), [("gz", gzip.compress), ("zst", lambda content: zstandard.compress(content, 12))])
+def test_a_table_that_repeats_a_long_text_in_every_row_is_none_that_fills_the_memory(tmp_path, kind, pack):
+    rng = random.Random(1)
+    instruction = "".join(rng.choices("abcdefgh ", k=8000))
+    rows = [
+        {"system": instruction, "input": f"{rng.getrandbits(64):x}", "output": f"{rng.getrandbits(64):x}"} for _ in range(1000)
+    ]
+    file = tmp_path / f"table.jsonl.{kind}"
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file.write_bytes(pack(content))
+    assert len(content) > 90 * file.stat().st_size
+    assert len(read_examples(str(file), DataConfig())[0]) == 1000

@@ -97,15 +97,17 @@ def test_a_study_stops_its_children_and_goes_on(llama_folder, tmp_path):
     file.write_text(yaml.safe_dump({"name": "s", "out": str(tmp_path / "s"), "base": base, "axes": {"train.clip": [1.0]}}))
     process = subprocess.Popen([sys.executable, "-m", "seqtune", "study", str(file)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any(p.stat().st_size for p in tmp_path.glob("runs/*/log.jsonl")):
+    while time.monotonic() < deadline and not any(p.stat().st_size for p in tmp_path.glob("*runs/*/log.jsonl")):
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     os.kill(process.pid, signal.SIGTERM)
+    signalled = time.monotonic()
     _, said = process.communicate(timeout=120)
+    print(f"ended {time.monotonic() - signalled:.1f} s after SIGTERM, load {os.getloadavg()[0]:.1f}")
     assert process.returncode == 143
     assert "stopping: each training writes its checkpoint" in said
     assert not any(child.is_running() for child in children)
-    (checkpoints,) = tmp_path.glob("runs/*/checkpoints")
+    (checkpoints,) = tmp_path.glob("*runs/*/checkpoints")
     assert [p.name[:5] for p in checkpoints.iterdir()] == ["step-"]
     assert not list(Path(tmp_path).rglob(".*.json.*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from importlib import metadata
 from pathlib import Path
 
@@ -148,6 +149,27 @@ def test_a_torn_file_is_named(kept, file):
     file.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(ModelError, match=r"tiny.gguf' is no GGUF file, or damaged or cut off .*; fetch it again"):
         load_model(ModelConfig(name=str(file)), 0)
+
+
+@pytest.mark.parametrize(
+    ("find", "back", "new", "said"),
+    [
+        (b"", 8, 2**40, "a tensor at|announced where the file ends|cut off"),  # number of tensors
+        (b"", 16, 2**40, "announced where the file ends|a value of the type|cut off"),  # of fields
+        (b"tokenizer.ggml.tokens", 8, 2**60, "lists of 1,152,921,504,606,[0-9,]* values are announced"),
+        (b"tokenizer.ggml.token_type", 8, 2**22, "lists of 4,19[0-9,]* values are announced"),
+        (b"tokenizer.ggml.token_type", 8, 2**20, "bytes are announced where the file ends"),
+        (b"tokenizer.ggml.token_type", 0, 9, "a value of the type|lists of|announced where"),
+    ],
+)
+def test_a_header_that_announces_more_than_there_is(find, back, new, said, file):
+    """gguf itself would read numbers that are not there until the memory is full."""
+    content = bytearray(file.read_bytes())
+    at = content.index(find) + len(find) + back
+    content[at : at + 8] = struct.pack("<Q", new)
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"is no GGUF file, or damaged or cut off \(.*({said})"):
+        conversion.converted(file)
 
 
 def test_what_cannot_be_read_says_why(original, tmp_path, monkeypatch):

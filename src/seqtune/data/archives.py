@@ -2,7 +2,7 @@
 
 A few kilobytes can unpack to gigabytes. So what comes out is weighed against what went in, a window at a time: each 2 MiB must
 come from at least a 500th of that. Tables of texts are packed to a tenth, those that repeat a long text in every row to a
-hundredth; gzip can reach 1:1,000 and Zstandard 1:30,000 where there is nothing but repetition.
+three-hundredth; gzip can reach 1:1,000 and Zstandard 1:30,000 where there is nothing but repetition.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def too_large(path: Path, unit: str) -> DataError:
     """The error for a file that holds far more than its size allows."""
     return DataError(
         f"{str(path)!r} unpacks to more than {EXPANSION} times as many {unit} as it has bytes; tables do not, but files that "
-        "are made to fill the memory do. If it is right all the same, unpack it first, and give the plain file"
+        "are made to fill the memory do. If it is right all the same, give its content plain (that of Parquet as CSV or JSONL)"
     )
 
 

@@ -109,7 +109,7 @@ def _text_bytes(batch: pyarrow.RecordBatch) -> np.ndarray:
     sizes = np.zeros(len(batch), np.int64)
     for column in batch.columns:
         if isinstance(column, pyarrow.DictionaryArray):
-            lengths = pyarrow.compute.binary_length(column.dictionary).take(column.indices)
+            lengths = pyarrow.compute.call_function("binary_length", [column.dictionary]).take(column.indices)
             sizes += lengths.fill_null(0).to_numpy(zero_copy_only=False)
     return sizes
 

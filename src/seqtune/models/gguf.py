@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from seqtune import folders, plugins
 from seqtune.errors import MissingDependencyError, ModelError
+from seqtune.models.gguf_header import check_header
 from seqtune.models.location import ORIGIN, converted_folder
 from seqtune.progress import console
 
@@ -92,6 +93,7 @@ def _facts(file: Path) -> dict[str, str]:
     """
     reader: Any = plugins.load("gguf:GGUFReader")
     try:
+        check_header(file)
         fields = reader(file).fields
         found = {name: str(fields[key].contents()) for name, key in FACTS.items() if key in fields}
     except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError, struct.error) as error:
