@@ -210,6 +210,7 @@ def test_spread_keeps_each_share_up_to_one(count):
         ("tasks: {b: {input: animal}}", "'b' names no table"),
         ("tasks: {b: {bundle: sizes, where: {kind: x}}}", "where names the column 'kind'"),
         ("tasks: {b: {bundle: sizes, where: {size: x}}}", "has no row with {'size': 'x'}"),
+        ("tasks: {b: {bundle: sizes, answers: {x: small, y: large}}}", "no prompt can be made of any training row; first: b: .*: the output 's' is"),
         ("tasks: {b: {bundle: sizes, chain: why}}", "chain = 'why' is no column"),
         ("tasks: {b: {bundle: sizes, data: {max_input_characters: 9}}}", "set it beside the mixture"),
         ("tasks: [sizes]\nheld_out: [sizes]", "no task is left to train on"),

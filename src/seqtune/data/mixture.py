@@ -23,7 +23,7 @@ from seqtune.data.files import resolve
 from seqtune.data.sources import check_rejected_share
 from seqtune.data.splits import SPLITS, read_sides, subset
 from seqtune.data.table import FIELD, FRAME_ROWS, Columns, Table, batches, take
-from seqtune.errors import ConfigError, did_you_mean
+from seqtune.errors import ConfigError, DataError, did_you_mean
 from seqtune.records import Example, Rejected
 
 FORMAT = "1"  # changes with what is made of a row
@@ -225,6 +225,9 @@ def mixed_sides(tasks: Sequence[MixedTask], config: Config, rejected: list[Rejec
         tasks: of `open_mixture`.
         config: with the mixture.
         rejected: rows that no prompt can be made of are added.
+
+    Raises:
+        DataError: that is all of them.
     """
     mixture = config.mixture
     assert mixture is not None
@@ -237,6 +240,8 @@ def mixed_sides(tasks: Sequence[MixedTask], config: Config, rejected: list[Rejec
         found, faults = kept.frames(key, frames)
         rejected += [Rejected("mixture", number, reason) for number, reason in faults]
         made[side] = Table(found, Columns("mixture", COLUMNS), key=key)
+        if side == "train" and not len(found):
+            raise DataError(f"mixture: no prompt can be made of any training row; first: {faults[0][1]}")
     return made
 
 
