@@ -80,7 +80,7 @@ def open_mixture(config: MixtureConfig, rejected: list[Rejected]) -> list[MixedT
         DataError: a table cannot be read.
     """
     bundles = bundles_of(config)
-    names, clusters = [b.name for b in bundles], {b.cluster for b in bundles} - {None}
+    names, clusters = [b.name for b in bundles], {b.cluster for b in bundles if b.cluster}
     known = [*names, *sorted(clusters)]
     for key, given in (("held_out", config.held_out), ("only", config.only or ()), ("weights", config.weights)):
         allowed = names if key == "weights" else known
