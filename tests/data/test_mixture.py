@@ -140,6 +140,37 @@ def test_held_out_tasks_never_enter_training_under_whatever_name(folder):
     assert "other 1" in text
 
 
+def test_a_pool_shows_nothing_that_is_held_out(folder):
+    """The pool is the whole table: of it only what training may see is shown."""
+    rows = "".join(f"row {i} end,{i}\n" for i in range(200))
+    (folder / "own.csv").write_text("q,a\n" + rows)
+    (folder / "other.csv").write_text("a,q\n" + "".join(f"{i},other {i} end\n" for i in range(50)))
+    (folder / "pool.csv").write_text("q,a\n" + rows + "".join(f"other {i} end,{i}\n" for i in range(50)))
+    (folder / "m.yaml").write_text(
+        "tasks:\n  own: {path: own.csv, input: q, output: a, pool: pool.csv}\n"
+        "  other: {path: other.csv, input: q, output: a}\nheld_out: [other]\nshots: {2: 1.0}\n"
+    )
+    sides, tasks, _ = prompts(folder)
+    tested = {e.input for side in ("validation", "test") for e in tasks[0].sides[side]}
+    shown = {line for e in sides["train"] for line in e.input.split("\n") if line.endswith("end")}
+    assert len(shown) > 100
+    assert not shown & tested
+    assert not any(line.startswith("other") for line in shown)
+    assert tasks[1].pool
+
+
+def test_a_sibling_does_not_train_on_what_another_is_tested_on(folder):
+    """Two bundles of one table are dealt by different columns."""
+    (folder / "m.yaml").write_text(
+        "tasks:\n  there: {path: sums.jsonl, input: q, output: a}\n  back: {path: sums.jsonl, input: a, output: q}\n"
+    )
+    _, tasks, _ = prompts(folder)
+    rows = [{side: {e.line for e in task.sides[side]} for side in ("train", "validation", "test")} for task in tasks]
+    for own in rows:
+        for other in rows:
+            assert not own["train"] & (other["validation"] | other["test"])
+
+
 def test_answers_are_listed_in_every_style_and_the_target_follows(folder):
     train = list(prompts(folder, options=1.0, only=["colours"], num_examples=600)[0]["train"])
     seen = Counter()
@@ -210,10 +241,12 @@ def test_spread_keeps_each_share_up_to_one(count):
         ("tasks: {b: {input: animal}}", "'b' names no table"),
         ("tasks: {b: {bundle: sizes, where: {kind: x}}}", "where names the column 'kind'"),
         ("tasks: {b: {bundle: sizes, where: {size: x}}}", "has no row with {'size': 'x'}"),
+        ("tasks: {b: {bundle: sizes, answers: {x: small, y: large}}}", "no prompt can be made of any training row; first: b: .*: the output '[sl]' is"),
         ("tasks: {b: {bundle: sizes, chain: why}}", "chain = 'why' is no column"),
         ("tasks: {b: {bundle: sizes, data: {max_input_characters: 9}}}", "set it beside the mixture"),
         ("tasks: [sizes]\nheld_out: [sizes]", "no task is left to train on"),
         ("tasks: [sizes]\nheld_out: [size]", "no task or cluster 'size'; did you mean 'sizes'"),
+        ("tasks: [sizes]\nweights: {measures: 2}", "there is no task 'measures'; there are sizes"),
         ("tasks: [sizes, colours.yaml]\nweights: {sizes: 2}", "names some tasks and not colours"),
     ],
 )  # fmt: skip

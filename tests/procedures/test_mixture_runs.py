@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from seqtune import runs
+from seqtune.cli.app import run_app
 from seqtune.config import load_config
 from seqtune.errors import ConfigError, InterruptedRunError, RunError
 from seqtune.procedures.fit import fit
@@ -155,3 +156,15 @@ def test_a_mixture_and_its_settings_are_axes_of_a_study(mixture, tmp_path):
     found = {(len(p.config.mixture.shots), p.config.mixture.temperature) for p in points}
     assert found == {(2, 1), (2, 2), (1, 1), (1, 2)}
     assert len({p.run for p in points}) == 4
+
+
+def test_options_that_a_table_or_a_mixture_does_not_read_are_refused(mixture, llama_folder, capsys):
+    for arguments, message in (
+        ([str(mixture), "--input", "x"], "--input: a mixture's tasks bring their own"),
+        ([str(mixture), "--num-beams", "2"], "`seqtune evaluate RUN MIXTURE` does not use it"),
+        (["table.csv", "--shots", "2"], "--shots: it is for a mixture"),
+        ([str(mixture), "--against", "base"], "is no run, so it has no base"),
+        ([str(mixture), "--set", "mixture.held_out=[x]"], "no task or cluster 'x'"),
+    ):
+        assert run_app(["evaluate", str(llama_folder), *arguments]) == 1
+        assert message in capsys.readouterr().err

@@ -80,11 +80,14 @@ def evaluate(
         decode__abstain=abstain,
         decode__engine=engine,
     )
+    mixed = {"--shots": shots, "--against": against, "--singles": singles}
     if is_config(data):
         read_only(flags, ("mixture.",), "evaluate RUN MIXTURE")
+        _refuse({"--input": input, "--output": output, "--task": task}, "a mixture's tasks bring their own")
         settings_of = tuple(flags.items())
         _evaluate_mixture(run, data, (shots, against, singles, settings_of, trust_remote_code), out, as_json)
         return
+    _refuse(mixed, f"it is for a mixture (YAML), and {data!r} is none")
     read_only(flags, ("decode.", *READ), "evaluate")
     from pathlib import Path
 
@@ -103,6 +106,15 @@ def evaluate(
         print_json(metrics)
     else:
         print_metrics(metrics, f"{metrics['num_items']} rows of {data}")
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """Complain about the first option that was given."""
+    from seqtune.errors import ConfigError
+
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"{name}: {why}; leave it out")
 
 
 def _evaluate_mixture(run: str, mixture: str, options: tuple[Any, ...], out: str | None, as_json: bool) -> None:
@@ -130,9 +142,8 @@ def _print_table(title: str, found: dict[str, Any]) -> None:
 
     labels, first = list(found), next(iter(found.values()))
     for key, kind in (("task", "tasks"), ("cluster", "clusters")):
-        table = Table(
-            title=f"{title}: {kind}" + (", unweighted means of tasks" if key == "cluster" else ""), title_justify="left"
-        )
+        said = kind if key == "task" else "unweighted means of tasks"
+        table = Table(title=f"{title}: {said}", title_justify="left")
         for heading in (key, "", "metric" if key == "task" else "tasks", *labels):
             table.add_column(heading, justify="right" if heading in labels else "left", no_wrap=True)
         for row in first[kind]:

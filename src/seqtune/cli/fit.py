@@ -97,13 +97,10 @@ def _opening(config: Config) -> str:
 
     path = Path(config.data.path or "")
     size = f" ({decimal(path.stat().st_size)})" if path.is_file() else ""
-    columns = (
-        ""
-        if config.mixture or config.data.layout not in ("auto", "pairs")
-        else f", {config.data.input} -> {config.data.output}"
-    )
-    made_from = f"a mixture of {len(config.mixture.tasks)} tasks" if config.mixture else config.data.path
-    return f"fine-tuning {config.model.name} on {made_from}{size}{columns}"
+    if config.mixture:
+        return f"fine-tuning {config.model.name} on a mixture of {len(config.mixture.tasks)} tasks"
+    columns = "" if config.data.layout not in ("auto", "pairs") else f", {config.data.input} -> {config.data.output}"
+    return f"fine-tuning {config.model.name} on {config.data.path}{size}{columns}"
 
 
 def _tell(run: Path) -> None:

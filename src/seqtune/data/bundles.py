@@ -141,7 +141,7 @@ def bundle_of(content: dict[str, Any], name: str, folder: Path, said: str = "") 
             place[key] = beside(place[key], folder)
     content["name"] = content.get("name") or name
     bundle: Bundle = validate(Bundle, content, said)
-    assert bundle.wordings  # reads the templates, so that a mistake in one shows here
+    _ = bundle.wordings  # reads the templates, so that a mistake in one shows here
     return bundle
 
 

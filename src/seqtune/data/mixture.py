@@ -23,7 +23,7 @@ from seqtune.data.files import resolve
 from seqtune.data.sources import check_rejected_share
 from seqtune.data.splits import SPLITS, read_sides, subset
 from seqtune.data.table import FIELD, FRAME_ROWS, Columns, Table, batches, take
-from seqtune.errors import ConfigError, did_you_mean
+from seqtune.errors import ConfigError, DataError, did_you_mean
 from seqtune.records import Example, Rejected
 
 FORMAT = "1"  # changes with what is made of a row
@@ -80,21 +80,24 @@ def open_mixture(config: MixtureConfig, rejected: list[Rejected]) -> list[MixedT
         DataError: a table cannot be read.
     """
     bundles = bundles_of(config)
-    names, clusters = [b.name for b in bundles], {b.cluster for b in bundles} - {None}
+    names, clusters = [b.name for b in bundles], {b.cluster for b in bundles if b.cluster}
     known = [*names, *sorted(clusters)]
     for key, given in (("held_out", config.held_out), ("only", config.only or ()), ("weights", config.weights)):
+        allowed = names if key == "weights" else known
         for name in given:
-            if name not in known:
+            if name not in allowed:
                 raise ConfigError(
-                    f"mixture.{key}: there is no task or cluster {name!r}{did_you_mean(name, known)}; "
-                    f"there are {', '.join(known)}"
+                    f"mixture.{key}: there is no task{'' if key == 'weights' else ' or cluster'} {name!r}"
+                    f"{did_you_mean(name, allowed)}; there are {', '.join(allowed)}"
                 )
     tasks = [MixedTask(b, b.name in config.held_out or b.cluster in config.held_out) for b in bundles]
     for task in tasks:
         task.sides = _sides(task.bundle, rejected)
-    without_held_out_rows(tasks)
+    tested, held_out = _hashes(tasks, SPLITS[1:]), _hashes([task for task in tasks if task.held_out], SPLITS)
     for task in tasks:
-        task.pool = _pool(task, rejected)
+        unseen = tested if task.held_out else np.union1d(tested, held_out)
+        task.sides["train"] = _without(task.sides["train"], unseen)
+        task.pool = _pool(task, unseen, rejected)
     trained = [
         t for t in tasks if not t.held_out and (config.only is None or t.name in config.only or t.bundle.cluster in config.only)
     ]
@@ -180,36 +183,41 @@ def _check_columns(bundle: Bundle, first: Example) -> None:
         )
 
 
-def _pool(task: MixedTask, rejected: list[Rejected]) -> Sequence[Example]:
-    """Rows that solved examples are drawn from; never validation or test rows."""
+def _pool(task: MixedTask, unseen: np.ndarray, rejected: list[Rejected]) -> Sequence[Example]:
+    """Rows that solved examples are drawn from; never validation or test rows, nor rows of held-out tasks."""
     rows: Table = task.sides["train"]
     if task.bundle.pool:
         rows, bad = read_rows(task.bundle.pool, task.bundle.reading)
         rejected.extend(bad)
+        rows = _without(rows, unseen)
+        if not len(rows):
+            raise ConfigError(f"{task.name}: pool = {task.bundle.pool!r} holds no row that is not held out")
     return list(subset(rows, POOL_ROWS, 0))
 
 
-def without_held_out_rows(tasks: Sequence[MixedTask]) -> None:
-    """Take from the training tasks the rows that held-out tasks have too, under whatever name: training must not see them."""
-    seen = [_row_hashes(t.sides[side]) for t in tasks if t.held_out for side in SPLITS]
-    if not seen:
-        return
-    held_out = np.unique(np.concatenate(seen))
-    for task in tasks:
-        if not task.held_out:
-            rows = task.sides["train"]
-            clean = ~np.isin(_row_hashes(rows), held_out)
-            if not clean.all():
-                key = rows.key and kept.key_of(rows.key, held_out.tobytes())
-                task.sides["train"] = replace(take(rows, np.flatnonzero(clean).astype(np.int32)), key=key)
+def _hashes(tasks: Sequence[MixedTask], sides: Sequence[str]) -> np.ndarray:
+    """Hashes of all rows on some sides of tasks, uint64 [N]."""
+    found = [part for task in tasks for side in sides for part in _row_hashes(task.sides[side])]
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
 
 
-def _row_hashes(rows: Table) -> np.ndarray:
-    """A hash of all cells of each row, whatever the columns are called and in whatever order they stand, uint64 [N]."""
+def _without(rows: Table, unseen: np.ndarray) -> Table:
+    """The rows that are not among these, under whatever names their columns go."""
+    if not len(unseen):
+        return rows
+    clean = np.concatenate([np.zeros(0, bool), *(~np.isin(part, unseen) for part in _row_hashes(rows))])
+    if clean.all():
+        return rows
+    key = rows.key and kept.key_of(rows.key, unseen.tobytes())
+    return replace(take(rows, np.flatnonzero(clean).astype(np.int32)), key=key)
+
+
+def _row_hashes(rows: Table) -> Iterator[np.ndarray]:
+    """A hash of all cells of each row, whatever the columns are called and in whatever order they stand, frame by frame."""
     names = [FIELD + name for name in rows.columns.fields]
     cells = polars.sum_horizontal(polars.col(name).fill_null("").hash() for name in names)
-    found = [frame.select(cells.alias("hash"))["hash"].to_numpy() for frame in batches(rows, *names)]
-    return np.concatenate([np.zeros(0, np.uint64), *found])
+    for frame in batches(rows, *names):
+        yield frame.select(cells.alias("hash"))["hash"].to_numpy()
 
 
 def between(config: Config) -> str:
@@ -224,6 +232,9 @@ def mixed_sides(tasks: Sequence[MixedTask], config: Config, rejected: list[Rejec
         tasks: of `open_mixture`.
         config: with the mixture.
         rejected: rows that no prompt can be made of are added.
+
+    Raises:
+        DataError: that is all of them.
     """
     mixture = config.mixture
     assert mixture is not None
@@ -236,6 +247,8 @@ def mixed_sides(tasks: Sequence[MixedTask], config: Config, rejected: list[Rejec
         found, faults = kept.frames(key, frames)
         rejected += [Rejected("mixture", number, reason) for number, reason in faults]
         made[side] = Table(found, Columns("mixture", COLUMNS), key=key)
+        if side == "train" and not len(found):
+            raise DataError(f"mixture: no prompt can be made of any training row; first: {faults[0][1]}")
     return made
 
 

@@ -153,7 +153,7 @@ def wording_of(given: str | Mapping[str, Any], language: Literal["braces", "jinj
     both = language == "jinja" and "|||" in own["template"]
     source, answer = PRESETS.get(own["template"], own["template"]), own.get("target") or ("" if both else target)
     name, choices, lists = own.get("name") or "", own.get("choices"), bool(own.get("lists_choices"))
-    return Wording(name, source, answer, language, choices, lists, own.get("original", True)).check()
+    return Wording(name, source, answer, language, choices, lists, bool(own.get("original", True))).check()
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -19,7 +19,7 @@ from seqtune.data.asking import COLUMNS, MixedTask
 from seqtune.data.mixture import asked_rows, open_mixture, plain_frame
 from seqtune.data.table import Columns, Frames, Table
 from seqtune.data.tasks import Task
-from seqtune.decoding.predictor import Predictor, is_run, predict_with_progress, task_of
+from seqtune.decoding.predictor import Predictor, decode_settings, is_run, predict_with_progress, task_of
 from seqtune.errors import ConfigError, RunError
 from seqtune.models.location import check_there
 from seqtune.procedures.evaluate import EVALUATION, check_writable, framed
@@ -72,13 +72,15 @@ def score_tasks(run: str, protocol: Protocol, out: Path | None = None, *, quiet:
     models = {run: run} | {name: _base(run) if name == BASE else name for name in protocol.against}
     for model in models.values():
         check_there(ModelConfig(name=model))
-    config = load_config(None, {"mixture": protocol.mixture, **dict(protocol.settings), **_framing(run)})
+    frame = _framing(run)
+    framing = {f"format.{key}": getattr(frame, key) for key in ("template", "separator", "system")}
+    config = load_config(None, {"mixture": protocol.mixture, **dict(protocol.settings), **framing})
     assert config.mixture is not None
     tasks = open_mixture(config.mixture, [])
     for task in tasks:
         check_metric(task)
     questions = {(task.name, k): _questions(task, config, k) for task in tasks for k in protocol.shots}
-    session = _Session(protocol, task_of(run), questions, [], quiet)
+    session = _Session(protocol, frame, questions, [], quiet)
     found = {label: session.scores(label, model, tasks) for label, model in models.items()}
     if protocol.singles:
         found[SINGLE] = {k: [] for k in protocol.shots}
@@ -104,11 +106,11 @@ def _base(run: str) -> str:
     return load_config(Path(run) / "config.yaml").model.name
 
 
-def _framing(run: str) -> dict[str, Any]:
-    """The settings that frame a run's prompts."""
-    task = task_of(run)
-    chat = {"format.template": "chat", "format.system": task.system}
-    return chat if task.template == "chat" else {"format.separator": task.separator}
+def _framing(run: str) -> Task:
+    """The frame of a run's prompts without its own words: what all models are asked in."""
+    own = task_of(run)
+    template = "chat" if own.template == "chat" else "plain"
+    return Task("input", "output", template, "{output}", own.separator, own.max_new_tokens, system=own.system)
 
 
 def _questions(task: MixedTask, config: Config, num_shots: int) -> Table:
@@ -137,7 +139,7 @@ class _Session:
 
     def scores(self, label: str, model: str, tasks: Sequence[MixedTask]) -> dict[int, list[TaskScore]]:
         """A model's scores on some tasks, by number of shots."""
-        predictor = Predictor.of_run(model, trusted=self.protocol.trusted)
+        predictor = Predictor.of_model(model, self.framing, decode_settings(model, {}), self.protocol.trusted)
         return {k: [self._score(predictor, label, task, k) for task in tasks] for k in self.protocol.shots}
 
     def _score(self, predictor: Predictor, label: str, task: MixedTask, num_shots: int) -> TaskScore:

@@ -60,8 +60,8 @@ def shares(tasks: Sequence[MixedTask], train: Table, encoded: TokenTable) -> lis
         start = end
     return [
         Share(
-            t.name, t.held_out, len(t.sides["train"]), t.share,
-            *map(int, sums[t.name]), dict(sorted(shots[t.name].items(), key=lambda each: int(each[0]))),
+            t.name, t.held_out, len(t.sides["train"]), t.share, *(int(sums[t.name][place]) for place in (0, 1, 2)),
+            num_shots=dict(sorted(shots[t.name].items(), key=lambda each: int(each[0]))),
         )
         for t in tasks
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def lines(mixture: Sequence[Share]) -> list[str]:
     """The mixture as a table of text: asked beside realised."""
     totals = [sum(getattr(share, name) for share in mixture) for name in ("num_prompts", "num_tokens", "num_loss_tokens")]
     heads = ("task", "rows", "asked", "prompts", "", "tokens", "", "loss tokens", "")
-    table = [heads]
+    table: list[tuple[str, ...]] = [heads]
     for share in mixture:
         counts = (share.num_prompts, share.num_tokens, share.num_loss_tokens)
         parts = [text for count, total in zip(counts, totals, strict=True) for text in (f"{count:,}", f"{count / total:.1%}")]
