@@ -16,8 +16,8 @@ import torch
 import transformers as t
 
 from seqtune.chem.sources import chemicals_table
-from seqtune.config import ModelConfig
 from seqtune.models.loading import load_model, load_tokenizer
+from seqtune.sections import ModelConfig
 
 
 def _smollm2(ids: dict[str, int], vocab_size: int) -> Any:

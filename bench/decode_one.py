@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 import common
-from seqtune.config import DecodeConfig
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.decoder import DROP_EVERY
 from seqtune.decoding.predictor import Predictor
 from seqtune.records import Example
+from seqtune.sections import DecodeConfig
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

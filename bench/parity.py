@@ -18,11 +18,11 @@ from test_engines import _make_end_likely
 
 from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.chem.sources import chemicals_table
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.models import packed
 from seqtune.models.attention import use_fast_attention
+from seqtune.sections import DecodeConfig
 
 NUM_INPUTS, LIMIT, END = 500, 24, 3
 SEARCHES = ((1, 1, 1.0), (3, 3, 1.0), (5, 5, 1.0), (5, 2, 0.6), (5, 1, 0.0), (10, 3, 1.2))

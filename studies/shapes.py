@@ -17,8 +17,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from seqtune.config import ModelConfig
 from seqtune.models.loading import load_tokenizer
+from seqtune.sections import ModelConfig
 
 POSITIONS = 256
 FOLDER = Path(__file__).parent / "models"

@@ -49,6 +49,7 @@ def test_the_root_holds_the_ground_and_nothing_else():
         "records",
         "errors",
         "config",
+        "sections",
         "plugins",
         "progress",
         "cpus",

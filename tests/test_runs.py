@@ -17,11 +17,12 @@ import seqtune.cli
 from conftest import pairs, write_csv
 from seqtune import folders, runs
 from seqtune.cli.app import run_app
-from seqtune.config import Config, DecodeConfig, load_config
+from seqtune.config import Config, load_config
 from seqtune.data.tasks import Task
 from seqtune.errors import RunError
 from seqtune.records import Hypothesis, Prediction
 from seqtune.report.answer_table import write_answer_table
+from seqtune.sections import DecodeConfig
 
 CHECKOUT = Path(seqtune.__file__).parents[2]
 

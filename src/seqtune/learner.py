@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from seqtune import folders, progress
-from seqtune.config import DataConfig, DecodeConfig, load_config, validate
+from seqtune.config import load_config, validate
 from seqtune.data.sources import read_examples
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, DataError, RunError
@@ -26,6 +26,7 @@ from seqtune.procedures.handover import hand_over, write_beside
 from seqtune.records import Example, Prediction
 from seqtune.report.notebook import Answers, Scores
 from seqtune.scoring import evaluate as scoring
+from seqtune.sections import DataConfig, DecodeConfig
 from seqtune.training.log import read_log
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import folders
-from seqtune.config import Config, Section, load_config
+from seqtune.config import Config, load_config
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
 from seqtune.folders import Kind
 from seqtune.records import Prediction, Rejected
+from seqtune.sections import Section
 from seqtune.yaml_files import read_json_object
 
 PACKAGES = (

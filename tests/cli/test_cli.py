@@ -353,8 +353,8 @@ def test_pickled_weights_are_never_loaded(llama_folder, tmp_path):
     """A folder whose weights are a pickle that would run code."""
     import shutil
 
-    from seqtune.config import ModelConfig
     from seqtune.models.loading import load_model
+    from seqtune.sections import ModelConfig
 
     folder = tmp_path / "evil"
     shutil.copytree(llama_folder, folder)

@@ -9,7 +9,7 @@ import polars
 import pytest
 
 from conftest import write_csv
-from seqtune.config import DataConfig, load_config
+from seqtune.config import load_config
 from seqtune.data.layouts import layout_of
 from seqtune.data.sources import read_examples
 from seqtune.data.splits import leakage
@@ -17,6 +17,7 @@ from seqtune.data.tasks import Task
 from seqtune.data.templates import Template
 from seqtune.errors import ConfigError, DataError
 from seqtune.records import Example, Turn
+from seqtune.sections import DataConfig
 
 ONE = [{"role": "user", "content": "CCO"}, {"role": "assistant", "content": " ethanol\n"}]
 SEVERAL = [

@@ -15,10 +15,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from seqtune.config import DataConfig
 from seqtune.data.files import open_table
 from seqtune.data.sources import check_rejected_share, read_examples
 from seqtune.errors import DataError
+from seqtune.sections import DataConfig
 
 ROWS = [("CCO", "ethanol"), ("C", "methane"), ('a "quoted", b', "x\ny"), ("北京", "½")]
 

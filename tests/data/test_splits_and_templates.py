@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqtune.config import Config, FormatConfig, SplitConfig
+from seqtune.config import Config
 from seqtune.data.splits import leakage, split_examples, subset
 from seqtune.data.tasks import Task
 from seqtune.data.templates import Template, inverted_rows
 from seqtune.errors import ConfigError, DataError
 from seqtune.records import Example
+from seqtune.sections import FormatConfig, SplitConfig
 
 
 def rows(count, groups=7):

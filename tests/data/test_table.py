@@ -16,12 +16,12 @@ import numpy as np
 import polars
 import pytest
 
-from seqtune.config import DataConfig, SplitConfig
 from seqtune.data import files, kept, sources, table
 from seqtune.data.sources import read_examples
 from seqtune.data.splits import hash_order, leakage, split_examples, subset
 from seqtune.data.table import BLANKS, batches, texts
 from seqtune.records import Example
+from seqtune.sections import DataConfig, SplitConfig
 
 COUNT = 60
 KINDS = ["t.csv", "t.tsv", "t.csv.gz", "t.jsonl", "t.parquet"]
@@ -238,7 +238,7 @@ def test_columns_of_plain_examples_are_those_of_a_table():
 
 MEMORY = """
 import sys
-from seqtune.config import DataConfig, SplitConfig
+from seqtune.sections import DataConfig, SplitConfig
 from seqtune.data.sources import read_examples
 from seqtune.data.splits import leakage, split_examples
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from seqtune.config import DecodeConfig, ModelConfig
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines.choices import ChoiceEngine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError
 from seqtune.models import loading
 from seqtune.records import Example
+from seqtune.sections import DecodeConfig, ModelConfig
 
 END = 2
 

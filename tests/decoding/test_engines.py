@@ -16,7 +16,6 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 from conftest import FAMILIES, build_model, build_tokenizer
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.exactness import fits
 from seqtune.decoding.engines.native import NativeEngine
@@ -24,6 +23,7 @@ from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.errors import ConfigError
 from seqtune.models import packed
 from seqtune.models.attention import use_fast_attention
+from seqtune.sections import DecodeConfig
 
 NUM_SOURCES, LIMIT = 40, 24
 SEARCHES = [(1, 1, 1.0), (3, 2, 1.1), (5, 5, 0.0), (5, 1, 0.6), (10, 3, 0.8)]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from conftest import build_model
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.forwards import forward_of
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.engines.stream import Stream
 from seqtune.models.attention import use_fast_attention
+from seqtune.sections import DecodeConfig
 
 END = 2
 

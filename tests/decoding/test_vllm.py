@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from conftest import build_model, build_tokenizer
-from seqtune.config import DecodeConfig
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines import make_engine, weights
 from seqtune.decoding.engines.reference import TransformersEngine
@@ -21,6 +20,7 @@ from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError
 from seqtune.models import loading
 from seqtune.records import Example
+from seqtune.sections import DecodeConfig
 
 SOURCES, LIMITS = [np.arange(5, 12), np.arange(40, 44), np.arange(80, 90)], [9, 4, 12]
 

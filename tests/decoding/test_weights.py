@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from conftest import build_model
-from seqtune.config import AdapterConfig, DecodeConfig
 from seqtune.decoding.engines import check_engine, make_engine, weights
 from seqtune.decoding.engines.weights import quantized
 from seqtune.errors import ConfigError
 from seqtune.models.adapters import Adapter
 from seqtune.models.soft_prompts import num_virtual_tokens
+from seqtune.sections import AdapterConfig, DecodeConfig
 
 
 def test_int8_stays_close_and_leaves_the_model_alone():

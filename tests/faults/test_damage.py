@@ -13,9 +13,9 @@ import torch
 from conftest import build_model, pairs, write_csv
 from seqtune import runs
 from seqtune.cli.app import run_app
-from seqtune.config import TrainConfig
 from seqtune.errors import RunError
 from seqtune.records import Encoded
+from seqtune.sections import TrainConfig
 from seqtune.training import checkpoints
 from seqtune.training.loop import Trainer
 

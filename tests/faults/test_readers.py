@@ -14,12 +14,13 @@ import zstandard
 from fuzz.readers import outcome
 from seqtune.chem import pubchem, sdf
 from seqtune.cli.app import run_app
-from seqtune.config import DataConfig, load_config
+from seqtune.config import load_config
 from seqtune.data.sources import read_examples
 from seqtune.errors import ConfigError, DataError
 from seqtune.records import Prediction
 from seqtune.report.answer_table import write_answer_table
 from seqtune.scoring.evaluate import read_predictions
+from seqtune.sections import DataConfig
 from seqtune.yaml_files import parse_override, read_yaml_mapping
 
 

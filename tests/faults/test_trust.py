@@ -13,10 +13,11 @@ from conftest import pairs, write_csv
 from faults.conftest import train, with_code
 from seqtune import SequenceLearner
 from seqtune.cli.app import run_app
-from seqtune.config import ModelConfig, load_config
+from seqtune.config import load_config
 from seqtune.errors import ModelError
 from seqtune.models.loading import load_model
 from seqtune.models.location import base_of
+from seqtune.sections import ModelConfig
 from seqtune.studies.points import load_study, make_point
 from seqtune.tokens import preparation
 

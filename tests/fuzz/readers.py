@@ -18,12 +18,13 @@ from typing import Any
 from seqtune import runs
 from seqtune.chem import files as chemical
 from seqtune.chem import pubchem, sdf
-from seqtune.config import DataConfig, load_config
+from seqtune.config import load_config
 from seqtune.data.sources import read_examples
 from seqtune.data.tasks import Task
 from seqtune.errors import SeqtuneError
 from seqtune.models.weight_files import read_settings, shapes_in, shard_names
 from seqtune.scoring.evaluate import evaluate, read_archive, read_predictions
+from seqtune.sections import DataConfig
 from seqtune.studies.points import load_study, plan
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import seqtune.cli
 from conftest import FAMILIES, build_model, build_tokenizer, pairs, write_csv
 from seqtune.cli.app import run_app
-from seqtune.config import SOFT_PROMPTS, AdapterConfig, DecodeConfig, ModelConfig, TrainConfig, load_config
+from seqtune.config import load_config
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.exactness import fits
 from seqtune.decoding.engines.native import NativeEngine
@@ -30,6 +30,7 @@ from seqtune.models.loading import load_model
 from seqtune.models.loss import TargetLoss
 from seqtune.records import Encoded
 from seqtune.runs import read_kept_tokens
+from seqtune.sections import SOFT_PROMPTS, AdapterConfig, DecodeConfig, ModelConfig, TrainConfig
 from seqtune.tokens.batching import collate
 from seqtune.training.loop import Trainer
 

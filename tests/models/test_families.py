@@ -8,13 +8,13 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from seqtune.config import DecodeConfig, ModelConfig
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor
 from seqtune.models import attention
 from seqtune.models.loading import load_model, load_tokenizer
 from seqtune.models.loss import TargetLoss, can_pack
 from seqtune.records import Encoded, Example, Prompt
+from seqtune.sections import DecodeConfig, ModelConfig
 from seqtune.tokens.batching import collate
 from seqtune.tokens.encode import Encoder
 
@@ -145,9 +145,9 @@ def test_the_summed_loss_and_its_gradients_are_those_of_plain_cross_entropy(fami
     import torch
     from torch.nn import functional
 
-    from seqtune.config import ModelConfig
     from seqtune.models import loss as losses
     from seqtune.models.loading import load_model
+    from seqtune.sections import ModelConfig
 
     monkeypatch.setattr(losses, "CHUNK_LOGITS", 2000)
     model = load_model(ModelConfig(name=str(family_folder)), 0).eval()

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from conftest import build_model, build_tokenizer, pairs, write_csv
-from seqtune.config import ModelConfig, load_config
+from seqtune.config import load_config
 from seqtune.errors import MissingDependencyError, ModelError
 from seqtune.models import gguf as conversion
 from seqtune.models.loading import load_model, load_tokenizer
 from seqtune.models.location import KNOWN, gguf_file, local_folder, location
 from seqtune.procedures.bases import known_bases
 from seqtune.procedures.fit import fit
+from seqtune.sections import ModelConfig
 from seqtune.studies.naming import ingredients
 
 gguf = pytest.importorskip("gguf")

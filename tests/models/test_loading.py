@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 
-from seqtune.config import AdapterConfig, ModelConfig, load_config
+from seqtune.config import load_config
 from seqtune.errors import ModelError
 from seqtune.models import loading, location
 from seqtune.models.adapters import Adapter, load_trained
 from seqtune.models.loading import load_model
+from seqtune.sections import AdapterConfig, ModelConfig
 
 
 def test_a_torn_weights_file_is_named(llama_folder, tmp_path):

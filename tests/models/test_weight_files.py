@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM
 
 from seqtune.cli.app import run_app
-from seqtune.config import ModelConfig
 from seqtune.errors import ModelError
 from seqtune.models import weight_files
 from seqtune.models.loading import load_model
+from seqtune.sections import ModelConfig
 
 
 @pytest.fixture

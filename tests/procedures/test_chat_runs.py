@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chats import CHATML, chat_folder, chat_tokenizer
 from conftest import pairs
 from seqtune.cli.app import run_app
-from seqtune.config import ModelConfig, load_config
+from seqtune.config import load_config
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor
 from seqtune.learner import SequenceLearner
@@ -22,6 +22,7 @@ from seqtune.procedures.fit import fit
 from seqtune.records import Example, Turn
 from seqtune.runs import read_json
 from seqtune.scoring.evaluate import read_predictions
+from seqtune.sections import ModelConfig
 from seqtune.tokens.preparation import prepare
 
 SYSTEM = "Say it"

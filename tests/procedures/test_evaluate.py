@@ -15,7 +15,7 @@ import torch
 from conftest import pairs, write_csv
 from seqtune import plugins
 from seqtune.cli.app import run_app
-from seqtune.config import DataConfig, load_config
+from seqtune.config import load_config
 from seqtune.decoding.predictor import Predictor, decode_settings
 from seqtune.errors import ConfigError, DataError, MissingDependencyError
 from seqtune.plugins import TaskPlugin
@@ -25,6 +25,7 @@ from seqtune.procedures.export import Order, export
 from seqtune.procedures.fit import fit
 from seqtune.records import Example
 from seqtune.scoring.evaluate import read_predictions
+from seqtune.sections import DataConfig
 
 HEADER = ("number", "kind", "words")
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chats import chat_folder
 from conftest import build_model, build_tokenizer, pairs, write_csv
 from seqtune.cli.app import run_app
-from seqtune.config import ModelConfig, load_config
+from seqtune.config import load_config
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, MissingDependencyError, RunError
 from seqtune.models.loading import load_model
@@ -22,6 +22,7 @@ from seqtune.procedures.fit import fit
 from seqtune.procedures.formats import table
 from seqtune.procedures.formats.table import FORMATS
 from seqtune.records import Example
+from seqtune.sections import ModelConfig
 
 
 def trained(folder: Path, base: Path, **settings) -> Path:

@@ -20,7 +20,6 @@ from sklearn.model_selection import GridSearchCV
 import seqtune
 from conftest import pairs, write_csv
 from seqtune import SequenceLearner
-from seqtune.config import ModelConfig, TrainConfig
 from seqtune.errors import DataError, MissingDependencyError, RunError
 from seqtune.models.loading import load_model, load_tokenizer
 from seqtune.models.location import builtin_path
@@ -33,6 +32,7 @@ from seqtune.procedures.pretrain import (
     split_documents,
     train_tokenizer,
 )
+from seqtune.sections import ModelConfig, TrainConfig
 from seqtune.training.loop import Trainer
 
 INPUTS, OUTPUTS = map(list, zip(*pairs(40), strict=True))

@@ -14,7 +14,6 @@ import polars
 import pytest
 
 from seqtune import runs
-from seqtune.config import DataConfig
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, DataError, RunError
 from seqtune.procedures import predict
@@ -23,6 +22,7 @@ from seqtune.procedures.predict import Shards, answer_in_shards
 from seqtune.records import Example, Hypothesis, Prediction
 from seqtune.report.answer_table import write_shard
 from seqtune.scoring.evaluate import evaluate, read_predictions
+from seqtune.sections import DataConfig
 
 ROWS = 23
 TENS, ONE = Shards(rows=10), Shards(rows=1)

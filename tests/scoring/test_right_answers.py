@@ -6,13 +6,14 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import write_csv
-from seqtune.config import Config, DataConfig, DecodeConfig
+from seqtune.config import Config
 from seqtune.data.sources import read_examples
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor
 from seqtune.learner import SequenceLearner
 from seqtune.records import Candidate
 from seqtune.scoring.evaluate import evaluate
+from seqtune.sections import DataConfig, DecodeConfig
 
 ROWS = [("1", " one", "odd number"), ("2", "two ", "even number"), ("3", "  three", "odd number"), ("4", "four", "even number")]
 

@@ -12,8 +12,9 @@ from toy import without_validation
 
 from conftest import pairs, write_csv
 from seqtune import studies
-from seqtune.config import Config, ModelConfig, TrainConfig, load_config
+from seqtune.config import Config, load_config
 from seqtune.runs import weight_settings
+from seqtune.sections import ModelConfig, TrainConfig
 from seqtune.studies import naming
 from seqtune.studies.points import Length, chains, evaluation_folder
 

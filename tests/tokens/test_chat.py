@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from chats import CHATML, KINDS, MARKERS, chat_tokenizer
 from conftest import build_tokenizer
-from seqtune.config import FormatConfig, ModelConfig, load_config
+from seqtune.config import load_config
 from seqtune.data.templates import Template
 from seqtune.errors import ModelError, SupervisionError, TooLongError
 from seqtune.models.loading import load_tokenizer
 from seqtune.models.vocabulary import Vocabulary
 from seqtune.records import Encoded, Example, Prompt, Turn
+from seqtune.sections import FormatConfig, ModelConfig
 from seqtune.tokens.chat import make_markers_special
 from seqtune.tokens.encode import Encoder, make_encoder
 

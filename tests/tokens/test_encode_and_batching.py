@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import build_tokenizer
-from seqtune.config import TrainConfig
 from seqtune.errors import ModelError, SupervisionError
 from seqtune.records import Encoded, Prompt
+from seqtune.sections import TrainConfig
 from seqtune.tokens.batching import by_length, collate, plan_epoch
 from seqtune.tokens.encode import Encoder
 

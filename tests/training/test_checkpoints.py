@@ -15,9 +15,9 @@ from torch import nn
 
 from conftest import build_model
 from seqtune import runs
-from seqtune.config import TrainConfig
 from seqtune.errors import RunError
 from seqtune.records import Encoded
+from seqtune.sections import TrainConfig
 from seqtune.training import checkpoints
 from seqtune.training.checkpoints import TrainState
 from seqtune.training.loop import Trainer

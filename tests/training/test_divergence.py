@@ -10,10 +10,10 @@ import torch
 
 from conftest import build_model
 from seqtune import runs
-from seqtune.config import TrainConfig
 from seqtune.errors import RunError
 from seqtune.records import Encoded
 from seqtune.report.card import _which_weights
+from seqtune.sections import TrainConfig
 from seqtune.training.checkpoints import outcome_summary
 from seqtune.training.loop import Trainer
 

@@ -18,8 +18,8 @@ from torch import distributed
 
 from conftest import build_model
 from seqtune import runs
-from seqtune.config import TrainConfig
 from seqtune.records import Encoded
+from seqtune.sections import TrainConfig
 from seqtune.training import interruption
 from seqtune.training.interruption import Interrupted, Interruption
 from seqtune.training.loop import Trainer
@@ -150,7 +150,7 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 from conftest import build_model
-from seqtune.config import TrainConfig
+from seqtune.sections import TrainConfig
 from seqtune.records import Encoded
 from seqtune.training.loop import Trainer
 

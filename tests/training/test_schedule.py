@@ -10,8 +10,8 @@ import torch
 
 import seqtune.training.loop
 from conftest import build_model
-from seqtune.config import TrainConfig
 from seqtune.records import Encoded
+from seqtune.sections import TrainConfig
 from seqtune.training.checkpoints import TrainState
 from seqtune.training.loop import Trainer
 from seqtune.training.schedule import Schedule

@@ -28,12 +28,13 @@ import seqtune.training.defaults
 import seqtune.training.loop
 import seqtune.training.optim
 from conftest import build_model, pairs, write_csv
-from seqtune.config import AdapterConfig, ModelConfig, TrainConfig, load_config
+from seqtune.config import load_config
 from seqtune.errors import ConfigError, RunError
 from seqtune.models.adapters import Adapter
 from seqtune.models.loading import load_model, load_tokenizer
 from seqtune.procedures.fit import fit
 from seqtune.records import Encoded, Prompt
+from seqtune.sections import AdapterConfig, ModelConfig, TrainConfig
 from seqtune.tokens.batching import PlannedStep, StepPlan, plan_epoch
 from seqtune.tokens.encode import Encoder
 from seqtune.training.defaults import resolve

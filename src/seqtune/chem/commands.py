@@ -18,9 +18,9 @@ from seqtune.chem.download import PUBCHEM, fetch
 from seqtune.chem.pipeline import Frames, check_kind, curated_here, settled, write_table
 from seqtune.chem.sdf import Style
 from seqtune.chem.sources import chemicals_table
-from seqtune.config import DataConfig
 from seqtune.data.sources import read_examples
 from seqtune.errors import ConfigError
+from seqtune.sections import DataConfig
 
 OutOption = Annotated[Path, typer.Option("--out", help="Table to write: .csv, .tsv or .parquet.")]
 PresetOption = Annotated[

@@ -91,8 +91,9 @@ def evaluate(
     read_only(flags, ("decode.", *READ), "evaluate")
     from pathlib import Path
 
-    from seqtune.config import ModelConfig, load_config
+    from seqtune.config import load_config
     from seqtune.models.location import check_there
+    from seqtune.sections import ModelConfig
 
     check_there(ModelConfig(name=run))  # before torch is loaded
     from seqtune.procedures.evaluate import Questions

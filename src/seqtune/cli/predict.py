@@ -84,8 +84,9 @@ def predict(
 
     [bold]Example[/bold]: seqtune predict runs/names CCO --num-beams 5
     """
-    from seqtune.config import ModelConfig, load_config
+    from seqtune.config import load_config
     from seqtune.models.location import check_there
+    from seqtune.sections import ModelConfig
 
     _check_files(texts, file, out, alone=not (adapter and (file or out or grid)))
     in_shards = _is_folder(out, shards or shard_rows or ray, file, grid)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import polars
 
-from seqtune.config import MixtureConfig
 from seqtune.data.bundles import Bundle
 from seqtune.data.forms import CHAINS, INVERSIONS, ORDERS, SEPARATORS, STYLES, Form, exemplars, joined, pose
 from seqtune.data.table import FIELD, Table
@@ -17,6 +16,7 @@ from seqtune.data.tasks import Task
 from seqtune.data.wordings import Words
 from seqtune.errors import DataError
 from seqtune.records import Example
+from seqtune.sections import MixtureConfig
 
 COLUMNS = ("task", "row", "shots")  # of a table of prompts, beside input and output
 

@@ -11,13 +11,14 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from seqtune import plugins
-from seqtune.config import Config, DataConfig, FormatConfig, PositiveInt, Section
+from seqtune.config import Config
 from seqtune.data.collections import is_collection, natural_instructions, read_collection
 from seqtune.data.sources import read_examples
 from seqtune.data.table import Table
 from seqtune.data.wordings import Wording, wording_of
 from seqtune.errors import ConfigError, did_you_mean, near_path
 from seqtune.records import Example, Rejected
+from seqtune.sections import DataConfig, FormatConfig, PositiveInt, Section
 from seqtune.yaml_files import read_yaml_mapping, validate
 
 FILE = "task.yaml"

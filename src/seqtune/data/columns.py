@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from seqtune.config import Config, DataConfig
+from seqtune.config import Config
 from seqtune.data.files import open_table
 from seqtune.data.layouts import layout_of
 from seqtune.data.tasks import Task
+from seqtune.sections import DataConfig
 
 USUAL = (
     ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("source", "target"), ("src", "tgt"),

@@ -19,13 +19,13 @@ import huggingface_hub
 import polars
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from seqtune.config import DataConfig
 from seqtune.data import parquet
 from seqtune.data.archives import BROKEN, COMPRESSIONS, unpacked
 from seqtune.data.dialects import PLAIN, SAMPLE, Dialect, delimiter_of, encoding_of
 from seqtune.data.layouts import text_fault
 from seqtune.data.table import FIELD, FRAME_ROWS
 from seqtune.errors import DataError, near_path
+from seqtune.sections import DataConfig
 
 T = TypeVar("T")
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}

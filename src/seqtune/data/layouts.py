@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seqtune.config import DataConfig, Layout
 from seqtune.records import Turn, lone_surrogate
+from seqtune.sections import DataConfig, Layout
 
 ROLES = ("system", "user", "assistant")
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # of ShareGPT

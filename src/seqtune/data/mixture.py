@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars
 
-from seqtune.config import Config, MixtureConfig
+from seqtune.config import Config
 from seqtune.data import kept
 from seqtune.data.asking import COLUMNS, Asker, MixedTask, plain_forms, training_forms
 from seqtune.data.bundles import Bundle, bundle_of, read_bundle, read_rows
@@ -25,6 +25,7 @@ from seqtune.data.splits import SPLITS, read_sides, subset
 from seqtune.data.table import FIELD, FRAME_ROWS, Columns, Table, batches, take
 from seqtune.errors import ConfigError, DataError, did_you_mean
 from seqtune.records import Example, Rejected
+from seqtune.sections import MixtureConfig
 
 FORMAT = "1"  # changes with what is made of a row
 POOL_ROWS = 1000  # of which solved examples are drawn; they are held in memory

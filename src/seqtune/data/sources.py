@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import polars
 
-from seqtune.config import DataConfig, Layout
 from seqtune.data import kept
 from seqtune.data.files import Raw, TableFile, open_table, raw_rows
 from seqtune.data.layouts import SAID, Pair, layout_of, needed_columns, pair_of, text_fault
 from seqtune.data.table import BLANKS, FIELD, Columns, Table, write_context
 from seqtune.errors import DataError, RejectedRowsError, did_you_mean
 from seqtune.records import Rejected
+from seqtune.sections import DataConfig, Layout
 
 CACHE_BYTES = 2**18  # smaller files are read faster than a cache is looked up
 PACKED_BYTES = 2**12  # likewise, of those that unpack to far more

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import polars
 
-from seqtune.config import DataConfig, SplitConfig
 from seqtune.data import kept
 from seqtune.data.table import FIELD, Rows, Table, batches, take, texts
 from seqtune.errors import DataError
 from seqtune.records import Example
+from seqtune.sections import DataConfig, SplitConfig
 
 SPLITS = ("train", "validation", "test")
 

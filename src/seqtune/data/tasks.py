@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 
 from seqtune import plugins, runs
-from seqtune.config import Config, DataConfig, FormatConfig, Layout, validate
+from seqtune.config import Config, validate
 from seqtune.data.templates import Template
+from seqtune.sections import DataConfig, FormatConfig, Layout
 from seqtune.yaml_files import read_yaml_mapping
 
 

@@ -10,11 +10,11 @@ from typing import overload
 
 import numpy as np
 
-from seqtune.config import FormatConfig
 from seqtune.data.splits import hash_order
 from seqtune.data.table import take
 from seqtune.errors import ConfigError, DataError, did_you_mean
 from seqtune.records import Example, Prompt, Turn
+from seqtune.sections import FormatConfig
 
 # `paper`: arXiv 2402.05616, the instruction for its SMILES -> IUPAC task.
 PRESETS = {

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from seqtune import plugins, progress
-from seqtune.config import Config, DecodeConfig, ModelConfig, load_config, validate
+from seqtune.config import Config, load_config, validate
 from seqtune.data.tasks import Task
 from seqtune.decoding import verification
 from seqtune.decoding.engines import READS_FOLDER, make_choice_engine, make_engine
@@ -27,6 +27,7 @@ from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Candidate, Example, Hypothesis, Prediction, Prompt, lone_surrogate
 from seqtune.runs import VOCABULARY, differences
 from seqtune.scoring.metrics.answers import probabilities
+from seqtune.sections import DecodeConfig, ModelConfig
 from seqtune.tokens.encode import Encoder
 from seqtune.yaml_files import read_yaml_mapping
 

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from seqtune import plugins
-from seqtune.config import DecodeConfig
 from seqtune.data.tasks import Task
 from seqtune.errors import ConfigError
 from seqtune.plugins import Verdict, Verifier
 from seqtune.records import Prediction
+from seqtune.sections import DecodeConfig
 
 
 def make_verifier(task: Task, decode: DecodeConfig) -> Verifier | None:

@@ -34,10 +34,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from seqtune.config import SOFT_PROMPTS, AdapterConfig
 from seqtune.errors import ConfigError, MissingDependencyError
 from seqtune.models import soft_prompts
 from seqtune.models.adapter_targets import layers_of, selected_parameters, target_modules
+from seqtune.sections import SOFT_PROMPTS, AdapterConfig
 
 SELECTED = ("bitfit", "layers")
 TUNERS: dict[str, Any] = {"lora": LoraModel, "qlora": LoraModel, "oft": OFTModel, "ia3": IA3Model}

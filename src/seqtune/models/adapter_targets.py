@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from seqtune.config import AdapterConfig
 from seqtune.errors import ConfigError
+from seqtune.sections import AdapterConfig
 
 
 @dataclass(frozen=True, slots=True)

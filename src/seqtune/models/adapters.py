@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from seqtune import runs
-from seqtune.config import AdapterConfig, ModelConfig, load_config
+from seqtune.config import load_config
 from seqtune.errors import ConfigError, MissingDependencyError, ModelError
 from seqtune.models import loading
 from seqtune.models.location import ADAPTER_SETTINGS, base_of, holds_adapter, location
 from seqtune.models.vocabulary import trim_embeddings
+from seqtune.sections import AdapterConfig, ModelConfig
 
 if TYPE_CHECKING:
     from seqtune.models.adapter_methods import Attachment

@@ -21,12 +21,12 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from seqtune.config import ModelConfig
 from seqtune.errors import ModelError, SeqtuneError
 from seqtune.models import gguf, weight_files
 from seqtune.models.attention import use_fast_attention
 from seqtune.models.location import check_there, gguf_file, local_folder
 from seqtune.models.machine import set_up_cpu
+from seqtune.sections import ModelConfig
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 SMALL = 50_000_000  # models with fewer parameters have other defaults: see `seqtune.training.defaults`

@@ -26,8 +26,9 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from seqtune import folders, progress, runs
-from seqtune.config import Config, ModelConfig, load_config
+from seqtune.config import Config, load_config
 from seqtune.errors import ModelError, did_you_mean, near_path
+from seqtune.sections import ModelConfig
 
 ADAPTER_SETTINGS = "adapter.json"  # in the model folder of a run that trained an adapter
 HUB_SECONDS = 10.0  # for one question to the hub

@@ -26,7 +26,6 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from seqtune import progress
-from seqtune.config import DecodeConfig, ModelConfig
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.likelihood import Asked, Likelihood, Tree, likelihoods
 from seqtune.decoding.engines.native import NativeEngine
@@ -36,6 +35,7 @@ from seqtune.models import loading
 from seqtune.models.adapters import load_trained
 from seqtune.models.machine import best_device
 from seqtune.models.soft_prompts import num_virtual_tokens
+from seqtune.sections import DecodeConfig, ModelConfig
 
 NEW_TOKENS = 256  # of what is written until a stop, where a task does not say; the harness's own default
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import folders, plugins, runs
-from seqtune.config import DataConfig, DecodeConfig, ModelConfig
 from seqtune.data.asking import MixedTask
 from seqtune.data.sources import check_rejected_share, read_examples
 from seqtune.data.splits import subset
@@ -22,6 +21,7 @@ from seqtune.models.location import check_there
 from seqtune.records import Example, Prediction, Rejected
 from seqtune.scoring.by_task import by_task
 from seqtune.scoring.evaluate import evaluate_task, read_predictions
+from seqtune.sections import DataConfig, DecodeConfig, ModelConfig
 from seqtune.tokens.preparation import training_rows, within_limits
 
 EVALUATION = folders.Kind(

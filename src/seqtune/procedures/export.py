@@ -12,7 +12,7 @@ import numpy as np
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from seqtune import folders, progress
-from seqtune.config import Config, ModelConfig, load_config
+from seqtune.config import Config, load_config
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import DEFAULT_NEW_TOKENS, Predictor, Question, predict_with_progress
 from seqtune.errors import RunError, near_path
@@ -26,6 +26,7 @@ from seqtune.procedures.handover import chat_template, hand_over
 from seqtune.records import Example, Prediction
 from seqtune.runs import is_complete, read_kept_tokens
 from seqtune.scoring.evaluate import read_predictions
+from seqtune.sections import ModelConfig
 from seqtune.tokens.encode import Encoder
 
 MAX_DIFFERENT = 0.02  # share of verified predictions; fp16 and int8 turn a near-tie now and then, and nothing else

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from seqtune import folders, progress, runs
-from seqtune.config import Config, TrainConfig
+from seqtune.config import Config
 from seqtune.data.columns import with_columns
 from seqtune.data.mixture import bundles_of
 from seqtune.decoding.engines import check_engine
@@ -30,6 +30,7 @@ from seqtune.report import card
 from seqtune.report.notebook import Scores
 from seqtune.report.page import write_report
 from seqtune.scoring.by_task import check_metric
+from seqtune.sections import TrainConfig
 from seqtune.tokens.preparation import Prepared, prepare
 from seqtune.tokens.shares import lines
 from seqtune.training import defaults

@@ -17,12 +17,12 @@ import yaml
 from transformers import GenerationConfig, PreTrainedModel
 
 from seqtune import runs
-from seqtune.config import DecodeConfig
 from seqtune.data.tasks import Task
 from seqtune.data.templates import Template
 from seqtune.decoding.predictor import SEARCH
 from seqtune.models.loading import save_model
 from seqtune.records import Prompt
+from seqtune.sections import DecodeConfig
 from seqtune.tokens.encode import Encoder
 
 # of the decode section; not the engine and the kind of weights, which are a machine's

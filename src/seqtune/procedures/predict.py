@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow
 
 from seqtune import folders, plugins, progress, runs
-from seqtune.config import ModelConfig
 from seqtune.data import kept
 from seqtune.data.files import resolve
 from seqtune.data.sources import read_examples, said_of
@@ -29,6 +28,7 @@ from seqtune.models.location import local_folder
 from seqtune.procedures.evaluate import Questions
 from seqtune.records import Example, Prediction, Rejected
 from seqtune.report.answer_table import write_shard
+from seqtune.sections import ModelConfig
 
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
 SHARD_ROWS = 2_000

@@ -15,13 +15,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from seqtune import folders, progress, runs
-from seqtune.config import TrainConfig
 from seqtune.data.archives import BROKEN, COMPRESSIONS, unpacked
 from seqtune.data.splits import unit_hash
 from seqtune.errors import DataError, InterruptedRunError, RunError
 from seqtune.models.loading import save_model
 from seqtune.models.loss import TargetLoss
 from seqtune.records import Encoded
+from seqtune.sections import TrainConfig
 from seqtune.tokens.batching import by_length, collate
 from seqtune.training.checkpoints import Outcome, outcome_summary
 from seqtune.training.loop import Trainer

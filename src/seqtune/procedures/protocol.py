@@ -14,7 +14,7 @@ from typing import Any
 import polars
 
 from seqtune import folders, progress, runs
-from seqtune.config import Config, ModelConfig, load_config, validate
+from seqtune.config import Config, load_config, validate
 from seqtune.data.asking import COLUMNS, MixedTask
 from seqtune.data.mixture import asked_rows, open_mixture, plain_frame
 from seqtune.data.table import Columns, Frames, Table
@@ -26,6 +26,7 @@ from seqtune.procedures.evaluate import EVALUATION, check_writable, framed
 from seqtune.procedures.fit import fit
 from seqtune.records import Prediction
 from seqtune.scoring.by_task import TaskScore, check_metric, cluster_means, score_of
+from seqtune.sections import ModelConfig
 from seqtune.training.log import read_log
 
 BASE, SINGLE = "base", "single task"

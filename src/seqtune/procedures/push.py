@@ -17,7 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from seqtune import folders
-from seqtune.config import Config, ModelConfig, load_config
+from seqtune.config import Config, load_config
 from seqtune.data.tasks import Task
 from seqtune.errors import ModelError, RunError, near_path
 from seqtune.models.location import local_folder, origin
@@ -26,6 +26,7 @@ from seqtune.procedures.export import write_merged
 from seqtune.procedures.handover import write_beside
 from seqtune.report.hub_card import hub_card
 from seqtune.runs import is_complete, read_json, write_json
+from seqtune.sections import ModelConfig
 
 SPDX = re.compile(r"^[A-Za-z0-9.+-]+$")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import runs
-from seqtune.config import Config, DecodeConfig, load_config
+from seqtune.config import Config, load_config
 from seqtune.data.splits import hash_order
 from seqtune.data.tasks import Task
 from seqtune.decoding.predictor import Predictor, predict_with_progress
@@ -22,6 +22,7 @@ from seqtune.models.loading import SMALL, num_parameters
 from seqtune.records import Example, Prediction
 from seqtune.report.scores import scores_of
 from seqtune.scoring.evaluate import read_predictions
+from seqtune.sections import DecodeConfig
 from seqtune.tokens.preparation import training_rows
 
 NUM_SAMPLES = 5

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import plugins
-from seqtune.config import MixtureConfig, validate
+from seqtune.config import validate
 from seqtune.data.asking import Asker, MixedTask
 from seqtune.data.bundles import FILE, Bundle, bundle_of, kind_of, read_bundle
 from seqtune.data.collections import is_collection, read_collection
 from seqtune.data.forms import CHAINS, INVERSIONS, ORDERS, STYLES, Form
 from seqtune.data.mixture import bundles_of, open_mixture
 from seqtune.errors import DataError, SeqtuneError
+from seqtune.sections import MixtureConfig
 from seqtune.yaml_files import opened
 
 MOST_TEMPLATES = 20  # that `rendered` shows

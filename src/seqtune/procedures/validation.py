@@ -6,11 +6,12 @@ import time
 
 from transformers import PreTrainedModel
 
-from seqtune.config import Config, DecodeConfig
+from seqtune.config import Config
 from seqtune.data.splits import hash_order
 from seqtune.decoding.predictor import Predictor
 from seqtune.records import Prediction
 from seqtune.scoring.metrics import METRICS
+from seqtune.sections import DecodeConfig
 from seqtune.tokens.preparation import Prepared
 
 METRIC_NAMES = ("exact_match", "edit_similarity")  # the first that differs ranks two validations

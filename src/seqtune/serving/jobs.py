@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import FileResponse
 
 from seqtune import runs
-from seqtune.config import DataConfig, DecodeConfig
 from seqtune.data.sources import read_examples
 from seqtune.errors import DataError, SeqtuneError
 from seqtune.records import Example, Prediction
 from seqtune.report.answer_table import write_answer_table
+from seqtune.sections import DataConfig, DecodeConfig
 from seqtune.serving.limits import Limits
 from seqtune.serving.predicting import settings
 from seqtune.serving.refusals import Json, Refusal

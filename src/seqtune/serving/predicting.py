@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
-from seqtune.config import DecodeConfig, validate
+from seqtune.config import validate
 from seqtune.decoding.predictor import Predictor, with_overrides
 from seqtune.records import Example
+from seqtune.sections import DecodeConfig
 from seqtune.serving.gate import within
 from seqtune.serving.limits import Limits
 from seqtune.serving.refusals import Json, Refusal

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.forwards import forward_of
 from seqtune.decoding.engines.stream import Listener, Stream
 from seqtune.decoding.predictor import Predictor
 from seqtune.records import Candidate
+from seqtune.sections import DecodeConfig
 from seqtune.serving.measures import Measures
 from seqtune.serving.refusals import Refusal
 

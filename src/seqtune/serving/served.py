@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.predictor import Predictor, Question
 from seqtune.records import Candidate, Example, Prediction
+from seqtune.sections import DecodeConfig
 from seqtune.serving.measures import Measures
 from seqtune.serving.scheduler import Asked, Loaded, Scheduler
 

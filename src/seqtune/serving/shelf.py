@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from seqtune import progress, runs
-from seqtune.config import Config, DecodeConfig, ModelConfig, load_config
+from seqtune.config import Config, load_config
 from seqtune.decoding.engines.weights import dtype_of
 from seqtune.decoding.predictor import Predictor, decode_settings, is_run, task_of
 from seqtune.errors import ConfigError, SeqtuneError, did_you_mean
@@ -20,6 +20,7 @@ from seqtune.models import loading
 from seqtune.models.adapters import Adapter
 from seqtune.models.location import holds_adapter
 from seqtune.models.machine import best_device
+from seqtune.sections import DecodeConfig, ModelConfig
 from seqtune.serving.refusals import Refusal
 from seqtune.serving.served import Desk, Served
 

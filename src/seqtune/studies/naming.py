@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from seqtune import runs
-from seqtune.config import Config, ModelConfig
+from seqtune.config import Config
 from seqtune.data.mixture import bundles_of
 from seqtune.errors import ModelError
 from seqtune.models.location import base_of, gguf_file, holds_adapter, local_folder
+from seqtune.sections import ModelConfig
 
 PACKAGE = Path(str(resources.files("seqtune")))
 DEFAULTS = ("training/defaults.py", "tokens/preparation.py")

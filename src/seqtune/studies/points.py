@@ -15,18 +15,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from seqtune import runs
-from seqtune.config import (
-    Config,
-    DecodeConfig,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    TrainConfig,
-    load_config,
-    validate,
-)
+from seqtune.config import Config, load_config, validate
 from seqtune.errors import ConfigError, did_you_mean
 from seqtune.runs import leaves, weight_settings
+from seqtune.sections import DecodeConfig, PositiveFloat, PositiveInt, Section, TrainConfig
 from seqtune.studies.naming import digest, ingredients
 from seqtune.yaml_files import read_yaml_mapping
 

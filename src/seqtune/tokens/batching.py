@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seqtune.config import TrainConfig
 from seqtune.records import Batch, Encoded
+from seqtune.sections import TrainConfig
 
 POOL_BATCHES = 32  # rows are sorted by length inside pools of about this many batches
 MIN_POOLS = 8  # of which an epoch has at least so many

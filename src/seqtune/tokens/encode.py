@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from seqtune.config import SOFT_PROMPTS, Config
+from seqtune.config import Config
 from seqtune.data.templates import Template
 from seqtune.errors import ConfigError, ModelError, SupervisionError, TooLongError
 from seqtune.models import loading
 from seqtune.models.vocabulary import Vocabulary
 from seqtune.records import Encoded, Prompt
+from seqtune.sections import SOFT_PROMPTS
 from seqtune.tokens.chat import ChatTemplate, make_markers_special
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars
 
 from seqtune import plugins, progress, runs
-from seqtune.config import Config, DataConfig, load_config
+from seqtune.config import Config, load_config
 from seqtune.data import kept
 from seqtune.data.asking import MixedTask
 from seqtune.data.files import open_table
@@ -31,6 +31,7 @@ from seqtune.errors import ConfigError, ModelError, VocabularyError
 from seqtune.models.loading import SMALL, num_parameters
 from seqtune.models.vocabulary import Vocabulary
 from seqtune.records import Example, Prompt, Rejected
+from seqtune.sections import DataConfig
 from seqtune.tokens.encode import Encoder, make_encoder
 from seqtune.tokens.shares import Share, shares
 from seqtune.tokens.token_table import TokenTable, encode_table

@@ -20,9 +20,9 @@ import math
 
 import numpy as np
 
-from seqtune.config import TrainConfig
 from seqtune.models.loading import SMALL
 from seqtune.models.machine import has_bf16_units
+from seqtune.sections import TrainConfig
 from seqtune.tokens.batching import plan_epoch
 
 MUON_ADAMW_RATE = 6e-3

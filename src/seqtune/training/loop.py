@@ -18,10 +18,10 @@ import torch
 from transformers import PreTrainedModel
 
 from seqtune import progress, runs
-from seqtune.config import TrainConfig
 from seqtune.errors import RunError
 from seqtune.models.loss import TargetLoss, check_packing, compile_backbone
 from seqtune.records import Encoded
+from seqtune.sections import TrainConfig
 from seqtune.tokens.batching import StepPlan
 from seqtune.tokens.token_table import TokenTable
 from seqtune.training import checkpoints, defaults, divergence

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from seqtune import plugins
-from seqtune.config import TrainConfig
+from seqtune.sections import TrainConfig
 
 MUON_MOMENTUM = 0.95
 # Odd quintics a x + b x^3 + c x^5, applied one after the other: each has the least largest distance from 1 on the interval that

@@ -14,8 +14,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from torch import distributed
 
-from seqtune.config import TrainConfig
 from seqtune.errors import ConfigError, did_you_mean
+from seqtune.sections import TrainConfig
 
 LONGEST_WAIT = timedelta(days=7)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from seqtune.config import TrainConfig
+from seqtune.sections import TrainConfig
 from seqtune.training.checkpoints import TrainState
 
 NUM_VALIDATIONS = 10  # by default, over the whole training

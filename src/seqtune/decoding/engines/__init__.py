@@ -10,7 +10,6 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from seqtune import progress
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines import ct2, vllm
 from seqtune.decoding.engines.choices import ChoiceEngine
 from seqtune.decoding.engines.exactness import fits
@@ -19,6 +18,7 @@ from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.engines.weights import check_dtype, check_int8, quantized
 from seqtune.errors import ConfigError
 from seqtune.records import Candidate
+from seqtune.sections import DecodeConfig
 
 READS_FOLDER = ("ctranslate2", "vllm")  # engines that read the weights from the model's folder; ours need not be loaded
 

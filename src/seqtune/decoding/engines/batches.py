@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from seqtune.config import DecodeConfig
+from seqtune.sections import DecodeConfig
 from seqtune.tokens.batching import by_length
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.likelihood import Asked, Tree, likelihoods
 from seqtune.records import Candidate
+from seqtune.sections import DecodeConfig
 
 
 class ChoiceEngine:

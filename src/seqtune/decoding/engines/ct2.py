@@ -14,11 +14,11 @@ from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedModel
 
 from seqtune import folders
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.batches import with_one_limit
 from seqtune.decoding.engines.weights import resolved
 from seqtune.errors import ConfigError, MissingDependencyError
 from seqtune.records import Candidate
+from seqtune.sections import DecodeConfig
 
 FAMILIES = (
     "bloom",

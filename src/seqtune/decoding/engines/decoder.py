@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.beams import Beams
 from seqtune.decoding.engines.forwards import Forward, Seen
 from seqtune.decoding.engines.slot_cache import SlotCache
+from seqtune.sections import DecodeConfig
 
 DROP_EVERY = 16  # steps between looking for slots that no beam needs
 

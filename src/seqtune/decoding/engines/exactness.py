@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.decoder import Decoder
 from seqtune.decoding.engines.forwards import forward_of, local_window
 from seqtune.models.loss import TargetLoss
 from seqtune.models.soft_prompts import num_virtual_tokens
+from seqtune.sections import DecodeConfig
 
 PROBE = ([5, 6, 7, 8, 9], [5, 7, 9])  # tokens, modulo the vocabulary; a soft prompt stands before them
 NARROW = 3  # tokens of a sliding window while probing, fewer than the texts have

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.forwards import forward_of
 from seqtune.decoding.engines.stream import Listener, Stream
 from seqtune.records import Candidate
+from seqtune.sections import DecodeConfig
 
 
 class NativeEngine:

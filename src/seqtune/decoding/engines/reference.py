@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.batches import with_one_limit
 from seqtune.models.loss import TargetLoss
 from seqtune.records import Candidate, Encoded
+from seqtune.sections import DecodeConfig
 from seqtune.tokens.batching import collate
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.decoder import DROP_EVERY, Decoder
 from seqtune.decoding.engines.forwards import Forward
 from seqtune.records import Candidate
+from seqtune.sections import DecodeConfig
 
 ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompts are read together
 LIKE_LENGTH = 0.8  # prompts that are read together are at least this long beside the longest

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqtune.config import DecodeConfig
 from seqtune.decoding.engines.weights import resolved
 from seqtune.errors import ConfigError, MissingDependencyError
 from seqtune.records import Candidate
+from seqtune.sections import DecodeConfig
 
 
 def check(config: DecodeConfig) -> Any:

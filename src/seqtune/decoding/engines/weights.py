@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from seqtune.config import DecodeConfig
 from seqtune.errors import ConfigError
 from seqtune.models.machine import best_device, has_bf16_units
+from seqtune.sections import DecodeConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
