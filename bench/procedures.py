@@ -1,6 +1,8 @@
-"""Write a table of procedures for `builtin:base`: strings, and what a rule makes of them. No task of the package.
+"""Write a table of procedures to pretrain a small base on: strings, and what a rule makes of them. No task of the package.
 
-    python recipes/base/procedures.py corpus/procedures.csv --rows 300000 --text corpus
+    python bench/procedures.py procedures.csv --rows 400000 --text CORPUS       # CORPUS: of recipes/base/corpus.py
+
+Tried for `builtin:base` and not taken, see LOG.md, 26 November 2026.
 
 A small model that has copied, sorted, looked up and rewritten strings has the attention that a sequence task needs, whatever
 its strings mean (Wu et al. 2021, https://arxiv.org/abs/2101.06223, LIME; Papadimitriou and Jurafsky 2023,
