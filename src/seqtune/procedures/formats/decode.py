@@ -36,7 +36,7 @@ class Decoder:
         past, tokens, written = self.empty, self.read(prompt), []
         for _ in range(limit):
             found = dict(zip(self.outputs, self.session.run(None, {"input_ids": [tokens], **past}), strict=True))
-            tokens = [int(found.pop("logits")[0, -1].argmax())]
+            tokens = [int(np.asarray(found.pop("logits"))[0, -1].argmax())]
             if tokens[0] == self.end:
                 break
             written += tokens
