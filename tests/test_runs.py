@@ -302,7 +302,7 @@ def test_validation_is_the_same_however_the_answers_are_searched_for():
     """So `decode` decides nothing about the weights, and a run may be resumed with another `decode`."""
     from seqtune.procedures.validation import Validator
 
-    prepared = SimpleNamespace(examples={"validation": []}, task=None, encoder=SimpleNamespace(tokenizer=None))
+    prepared = SimpleNamespace(examples={"validation": []}, mixture=(), task=None, encoder=SimpleNamespace(tokenizer=None))
     validators = [Validator(prepared, configuration(**c)) for c in ({}, {"decode__max_new_tokens": 3, "decode__num_beams": 2})]
     assert validators[0].decode == validators[1].decode
 

@@ -142,7 +142,7 @@ def test_numbers_of_thousands_of_digits(tmp_path):
 
 
 def test_a_column_whose_name_is_no_text(tmp_path):
-    for name, content in (("t.csv", b"input,\xff\na,b\n"), ("t.jsonl", b'{"input": "a", "\\ud800": 1}\n')):
+    for name, content in (("t.csv", b"input,\xff\nsch\xc3\xb6n,b\n"), ("t.jsonl", b'{"input": "a", "\\ud800": 1}\n')):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match="the column name .* rename it"):
             read_examples(str(tmp_path / name), DataConfig(), need_output=False)

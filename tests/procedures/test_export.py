@@ -82,7 +82,7 @@ def test_what_cannot_be_exported_is_refused(finished, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "--to 'onx' is unknown; did you mean 'onnx'?; there is: hf, gguf" in done.stderr
+    assert "--to 'onx' is unknown; did you mean 'onnx'?; there is: hf, peft, gguf" in done.stderr
 
 
 def test_export_speaks_json(finished, tmp_path):
