@@ -277,8 +277,9 @@ def verify(folder: Path) -> dict[str, str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a run that its manifest lists: no checkpoints, nothing hidden, nothing foreign."""
-    listed = [path for path in folders.artefacts(folder, RUN) if path.name not in (MANIFEST, "checkpoints")]
+    """The files of a run that its manifest lists: no checkpoints, no page, nothing hidden, nothing foreign."""
+    # the page can be made again at any time, and is
+    listed = [path for path in folders.artefacts(folder, RUN) if path.name not in (MANIFEST, "checkpoints", "report.html")]
     files = [file for path in listed for file in folders.written(path) if file.is_file()]
     return sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
