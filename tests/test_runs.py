@@ -184,7 +184,7 @@ def test_fit_replaces_a_run_and_leaves_notes(llama_folder, table, tmp_path, caps
     assert (folder / "notes.md").read_text() == "mine"
     listed = set(json.loads((folder / "manifest.json").read_text())["files"])
     here = {name for name in contents(folder) if not name.startswith("checkpoints/")}
-    assert listed == here - {".seqtune-run", "manifest.json", "notes.md"}
+    assert listed == here - {".seqtune-run", "manifest.json", "notes.md", "report.html"}
     assert "metrics.json" in listed
 
 

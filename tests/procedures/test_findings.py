@@ -90,7 +90,7 @@ def test_outputs_that_end_at_one_length_look_cut_off(tmp_path, llama_folder):
     rows = [(word(), word(60)[:50] if n % 4 else word(10 + n % 30)) for n in range(80)]
     more = {"model.max_length": 120}
     assert levels(found(tmp_path, llama_folder, ("input", "output"), rows, **more), "they look cut off") == ["warning"]
-    spread = [(word(), word(10 + n % 40)) for n in range(80)]
+    spread = [(word(), word(10 + n % 40)) for n in range(400)]  # such as by a filter
     assert not levels(found(tmp_path, llama_folder, ("input", "output"), spread, **more), "they look cut off")
 
 

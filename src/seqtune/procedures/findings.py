@@ -30,7 +30,8 @@ SUSPICION = 3.0  # nats per character by which the swapped reading must win
 LEAKS = 0.95  # share of rows whose answer stands in a column of the question, from which on it is no chance
 FEW = 20  # rows: of fewer, nothing is said that takes counting
 LONG = 40  # characters from which on it is no chance that many outputs end at the same length
-CUT = 0.01  # share of outputs with the greatest length of all, from which on they look cut off
+CUT = 0.01  # share of outputs with the greatest length of all, from which on they look cut off,
+SPIKE, BELOW = 4.0, 5  # if they are so many times as many as with each of these lengths right below it
 # a row's number, or a name that says nothing: UUID, hexadecimal digest
 NAMES = re.compile(r"\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32,64}", re.IGNORECASE)
 
@@ -146,8 +147,11 @@ def _cut_off(train: Sequence[Example]) -> list[Finding]:
         [np.zeros(0, np.int64), *(f["output"].str.len_chars().to_numpy() for f in batches(train, "output"))]
     )
     longest = int(lengths.max(initial=0))
-    count = int((lengths == longest).sum())
-    if longest < LONG or count < max(5, CUT * len(lengths)) or count == len(lengths):
+    if longest < LONG:
+        return []
+    *before, count = np.bincount(lengths.astype(np.int64))[longest - BELOW :].tolist()
+    # a table that somebody has filtered by length has many at the limit too, but as many right below it
+    if count < max(5, CUT * len(lengths), SPIKE * sum(before) / BELOW) or count == len(lengths):
         return []
     text = f"{count} outputs have the same length of {longest} characters, the greatest there is: they look cut off"
     return [Finding("warning", text)]
