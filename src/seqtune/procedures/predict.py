@@ -25,6 +25,7 @@ from seqtune.data.table import Table
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, DataError, RunError, near_path
 from seqtune.models.location import local_folder
+from seqtune.models.machine import release_memory
 from seqtune.procedures.evaluate import Questions
 from seqtune.records import Example, Prediction, Rejected
 from seqtune.report.answer_table import write_shard
@@ -147,6 +148,7 @@ class Answerer:
             for row, answer in zip(rows, self.predictor.predict(rows, tick), strict=True)
         ]
         self._write(self.shards.path(self.folder, number), answers)
+        release_memory()
         status = json.dumps(Counter(answer.status for answer in answers))
         return pyarrow.table({"number": [number], "status": [status]})
 
