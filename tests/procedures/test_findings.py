@@ -44,6 +44,7 @@ def test_a_single_output_is_an_error_and_fit_refuses_it(tmp_path, llama_folder):
     })  # fmt: skip
     with pytest.raises(DataError, match="cannot be trained on: every training row has the same output, 'water'"):
         fit(config, quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_outputs_that_repeat_their_inputs(tmp_path, llama_folder):

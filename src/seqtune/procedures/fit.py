@@ -107,6 +107,7 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     model, adapter = starting_point(config, prepared)
     for line in account(prepared):
         say(line)
+    _say_what_is_odd(prepared, folder, say)
     with ExitStack() as held:
         if process.is_main_process:
             runs.check_free(config, folder, resume=resume, overwrite=overwrite)
@@ -125,7 +126,6 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, start: Start, qu
         say(f"{folder} is complete already")
         metrics = folder / "metrics.json"
         return Fitted(folder, {"reason": "complete"}, runs.read_json(metrics) if metrics.exists() else None)
-    _say_what_is_odd(prepared, folder, say)
     trainer = _trainer(config, prepared, start.model, folder)
     outcome = _train(trainer, continuing=start.continuing, quiet=quiet)
     metrics = None
@@ -176,7 +176,11 @@ def account(prepared: Prepared) -> list[str]:
 
 
 def _say_what_is_odd(prepared: Prepared, folder: Path, say: Callable[[str], None]) -> None:
-    """The findings of `check` that a person should know before the training."""
+    """The findings of `check` that a person should know before the training.
+
+    Raises:
+        DataError: they make it senseless.
+    """
     found = findings(prepared)
     for finding in found:
         if finding.level == "warning":
