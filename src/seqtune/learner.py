@@ -16,17 +16,17 @@ from sklearn.utils.validation import check_is_fitted
 
 from seqtune import folders, progress
 from seqtune.config import load_config, validate
-from seqtune.data.sources import read_examples
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, DataError, RunError
 from seqtune.procedures import evaluate as evaluation
 from seqtune.procedures import fit as fitting
 from seqtune.procedures.fit import Fitted
 from seqtune.procedures.handover import hand_over, write_beside
+from seqtune.procedures.predict import rows_of
 from seqtune.records import Example, Prediction
 from seqtune.report.notebook import Answers, Scores
 from seqtune.scoring import evaluate as scoring
-from seqtune.sections import DataConfig, DecodeConfig
+from seqtune.sections import DecodeConfig
 from seqtune.training.log import read_log
 
 
@@ -174,8 +174,9 @@ class SequenceLearner(BaseEstimator):
             DataError: the table cannot be read, or a column is missing.
         """
         check_is_fitted(self, "predictor_")
-        task = self.predictor_.task
-        rows, rejected = read_examples(path, task.reading(DataConfig()), need_output=False)
+        rows, rejected, said = rows_of(self.predictor_, evaluation.Questions(path))
+        for line in said:
+            progress.console().print(line, markup=False)
         for row in rejected:
             progress.console().print(f"skipped: {row.file}, line {row.line}: {row.reason}", style="yellow", markup=False)
         for start in range(0, len(rows), batch_size):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from seqtune.records import Prediction
+    from seqtune.sections import DataConfig
 
 PIPE_WIDTH = 200  # columns of a table in a pipe
 DONE, BAD_INPUT, USAGE = 0, 1, 2
@@ -209,6 +210,13 @@ def section(flags: dict[str, Any], name: str) -> dict[str, Any]:
         {'num_beams': 5}
     """
     return {key.removeprefix(f"{name}."): value for key, value in flags.items() if key.startswith(f"{name}.")}
+
+
+def reading(flags: dict[str, Any]) -> DataConfig:
+    """How a table is read, by the flags of the section `data`."""
+    from seqtune.config import load_config
+
+    return load_config(None, {key: value for key, value in flags.items() if key.startswith("data.")}).data
 
 
 def is_config(path: str | None) -> bool:

@@ -25,6 +25,7 @@ from seqtune.cli.app import (
     print_json,
     print_metrics,
     read_only,
+    reading,
     section,
     stdout_console,
 )
@@ -73,13 +74,9 @@ def evaluate(
     [bold]Example[/bold]: seqtune evaluate runs/names test.tsv --num-beams 5 --out runs/names/test
     """
     flags = overrides(
-        settings,
-        decode__num_beams=num_beams,
-        decode__num_return=num_return,
-        decode__verify=verify,
-        decode__abstain=abstain,
+        settings, decode__num_beams=num_beams, decode__num_return=num_return, decode__verify=verify, decode__abstain=abstain,
         decode__engine=engine,
-    )
+    )  # fmt: skip
     mixed = {"--shots": shots, "--against": against, "--singles": singles}
     if is_config(data):
         read_only(flags, ("mixture.",), "evaluate RUN MIXTURE")
@@ -91,7 +88,6 @@ def evaluate(
     read_only(flags, ("decode.", *READ), "evaluate")
     from pathlib import Path
 
-    from seqtune.config import load_config
     from seqtune.models.location import check_there
     from seqtune.sections import ModelConfig
 
@@ -99,9 +95,8 @@ def evaluate(
     from seqtune.procedures.evaluate import Questions
     from seqtune.procedures.evaluate import evaluate as procedure
 
-    config = load_config(None, {key: value for key, value in flags.items() if key.startswith("data.")})
     trusted = tuple(trust_remote_code or ())
-    questions = Questions(data, input, output, config.data, section(flags, "decode"), task, not no_baselines, trusted)
+    questions = Questions(data, input, output, reading(flags), section(flags, "decode"), task, not no_baselines, trusted)
     metrics = procedure(run, questions, Path(out) if out else None)
     if as_json:
         print_json(metrics)

@@ -27,6 +27,7 @@ from seqtune.cli.app import (
     overrides,
     print_json,
     read_only,
+    reading,
     section,
 )
 from seqtune.report.scores import explained
@@ -34,7 +35,6 @@ from seqtune.report.scores import explained
 if TYPE_CHECKING:
     from seqtune.decoding.predictor import Predictor
     from seqtune.procedures.evaluate import Questions
-    from seqtune.procedures.predict import Answered
     from seqtune.records import Prediction
 
 OUT_KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -44,6 +44,9 @@ AdapterOption = Annotated[
     list[str] | None,
     typer.Option("--adapter", help="Run of an adapter trained on RUN; may be repeated: RUN is loaded once."),
 ]
+NoEscapeOption = Annotated[
+    bool, typer.Option("--no-escape", help="CSV, TSV: leave texts that a spreadsheet takes for formulas as they are.")
+]
 
 
 @app.command()
@@ -51,19 +54,12 @@ def predict(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, model folder or hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; none: read stdin.")] = None,
     file: Annotated[str | None, typer.Option("--file", help="A table of inputs; for molecules also .smi or .sdf.")] = None,
-    out: Annotated[
-        str | None,
-        typer.Option("--out", help="File for the answers: .jsonl, or .csv, .tsv, .parquet with all columns; or a folder."),
-    ] = None,
-    shards: Annotated[
-        str | None, typer.Option("--shards", help="With --out FOLDER: jsonl (default), csv, tsv or parquet.")
-    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Answers: .jsonl, .csv, .tsv or .parquet, or a folder.")] = None,
+    shards: Annotated[str | None, typer.Option("--shards", help="With --out FOLDER: jsonl, csv, tsv or parquet.")] = None,
     shard_rows: Annotated[int | None, typer.Option("--shard-rows", help="With --out FOLDER: rows a file; 2,000.")] = None,
     ray: Annotated[str | None, typer.Option("--ray", help="With --out FOLDER: a Ray cluster's address, or local.")] = None,
     adapter: AdapterOption = None,
-    no_escape: Annotated[
-        bool, typer.Option("--no-escape", help="CSV, TSV: leave texts that a spreadsheet takes for formulas as they are.")
-    ] = False,
+    no_escape: NoEscapeOption = False,
     grid: Annotated[str | None, typer.Option("--grid", help="Draw inputs and answers: .png or .svg (molecules).")] = None,
     input: InputOption = None,
     num_beams: BeamsOption = None,
@@ -80,11 +76,10 @@ def predict(
 ) -> None:
     """Answer texts, a table, or the lines of stdin, in the order given.
 
-    Prints one answer a line; with --num-return above 1: input number, log-probability, answer, between tabs.
+    One answer a line; with --num-return above 1: input number, log-probability, answer, between tabs.
 
     [bold]Example[/bold]: seqtune predict runs/names CCO --num-beams 5
     """
-    from seqtune.config import load_config
     from seqtune.models.location import check_there
     from seqtune.sections import ModelConfig
 
@@ -95,36 +90,40 @@ def predict(
         decode__max_new_tokens=max_new_tokens, decode__verify=verify, decode__abstain=abstain, decode__engine=engine,
     )  # fmt: skip
     read_only(flags, ("decode.", *READ), "predict")
-    config = load_config(None, {key: value for key, value in flags.items() if key.startswith("data.")})
-    decode = section(flags, "decode")
+    data, decode = reading(flags), section(flags, "decode")
     check_there(ModelConfig(name=run))  # before torch is loaded
     from seqtune.decoding.predictor import Predictor
 
+    trusted = tuple(trust_remote_code or ())
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] - an input that is no text is shown as it came
     if adapter:
-        _print_beside(Predictor.over(run, adapter, decode, trust_remote_code or ()), texts, as_json)
+        _print_beside(Predictor.over(run, adapter, decode, trusted), texts, as_json)
         return
     if file:
         from seqtune.procedures.evaluate import Questions
-        from seqtune.procedures.predict import SHARD_ROWS, Shards, answer_in_shards
 
-        questions = Questions(file, input, None, config.data, decode, task, trusted=tuple(trust_remote_code or ()))
+        questions = Questions(file, input, None, data, decode, task, trusted=trusted)
         if in_shards:
-            files = Shards(f".{shards or 'jsonl'}", SHARD_ROWS if shard_rows is None else shard_rows, not no_escape)
-            _print_answered(answer_in_shards(run, questions, files, Path(str(out)), ray=ray), str(out), as_json)
+            _in_shards(run, questions, (shards, shard_rows, not no_escape), Path(str(out)), ray, as_json)
             return
         predictor, answers = _from_table(run, questions)
     else:
-        predictor = Predictor.of_run(run, decode, task, trust_remote_code or ())
+        predictor = Predictor.of_run(run, decode, task, trusted)
         answers = _from_lines(predictor, texts)
+    _give(answers, predictor, (grid, out, not no_escape), as_json)
+
+
+def _give(
+    answers: Iterable[Prediction], predictor: Predictor, places: tuple[str | None, str | None, bool], as_json: bool
+) -> None:
+    """Draw the answers, write them or print them."""
+    grid, out, escape = places
     if grid:
-        answers = list(answers)
-        _draw(predictor, answers, Path(grid))
+        answers = _drawn(predictor, answers, Path(grid))
     if out:
-        _write(answers, Path(out), escape=not no_escape)
-        return
-    for number, prediction in enumerate(answers, start=1):
-        _print(prediction, number, as_json, predictor.decode.num_return > 1)
+        _write(answers, Path(out), escape=escape)
+    else:
+        _print_all(answers, predictor, as_json)
 
 
 def _check_files(texts: list[str] | None, file: str | None, out: str | None, *, alone: bool) -> None:
@@ -194,9 +193,16 @@ def _from_table(run: str, questions: Questions) -> tuple[Predictor, Iterator[Pre
     return predictor, (dataclasses.replace(answer, fields=row.fields) for row, answer in answers)
 
 
-def _print_answered(answered: Answered, out: str, as_json: bool) -> None:
+def _in_shards(
+    run: str, questions: Questions, files: tuple[str | None, int | None, bool], out: Path, ray: str | None, as_json: bool
+) -> None:
+    from seqtune.procedures.predict import SHARD_ROWS, Shards, answer_in_shards
+
+    kind, rows, escape = files
+    shards = Shards(f".{kind or 'jsonl'}", SHARD_ROWS if rows is None else rows, escape)
+    answered = answer_in_shards(run, questions, shards, out, ray=ray)
     if as_json:
-        print_json({"out": out, **dataclasses.asdict(answered)})
+        print_json({"out": str(out), **dataclasses.asdict(answered)})
         return
     there = f", {answered.num_found:,} of them were there already" if answered.num_found else ""
     print(f"{answered.num_rows:,} answers in {answered.num_shards:,} files{there}: {out}", file=sys.stderr)
@@ -220,8 +226,12 @@ def _print_beside(predictors: Iterator[tuple[str, Predictor]], texts: list[str] 
     """The answers of one adapter after the other to the same inputs."""
     asked = texts or list(_stdin_lines())
     for name, predictor in predictors:
-        for number, prediction in enumerate(_from_lines(predictor, asked), start=1):
-            _print(prediction, number, as_json, predictor.decode.num_return > 1, name)
+        _print_all(_from_lines(predictor, asked), predictor, as_json, name)
+
+
+def _print_all(answers: Iterable[Prediction], predictor: Predictor, as_json: bool, adapter: str = "") -> None:
+    for number, prediction in enumerate(answers, start=1):
+        _print(prediction, number, as_json, predictor.decode.num_return > 1, adapter)
 
 
 def _stdin_lines() -> Iterator[str]:
@@ -230,7 +240,7 @@ def _stdin_lines() -> Iterator[str]:
     return (line.rstrip("\r\n") for line in sys.stdin)
 
 
-def _draw(predictor: Predictor, predictions: list[Prediction], path: Path) -> None:
+def _drawn(predictor: Predictor, answers: Iterable[Prediction], path: Path) -> list[Prediction]:
     from seqtune import plugins
     from seqtune.errors import ConfigError
 
@@ -238,7 +248,9 @@ def _draw(predictor: Predictor, predictions: list[Prediction], path: Path) -> No
     if pack is None or pack.draw is None:
         raise ConfigError("--grid: this task's answers cannot be drawn; it needs a task of a pack that draws, such as chem")
     path.parent.mkdir(parents=True, exist_ok=True)
+    predictions = list(answers)
     plugins.load(pack.draw)(predictions, path)
+    return predictions
 
 
 def _print(prediction: Prediction, number: int, as_json: bool, several: bool, adapter: str = "") -> None:

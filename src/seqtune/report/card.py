@@ -19,6 +19,8 @@ LIMITS = (
     "The scores hold for inputs like the test rows. The model answers every input, also those far from its data; "
     "check answers where it matters.",
     "",
+)
+USE = (
     "## Use",
     "",
     "```",
@@ -72,7 +74,15 @@ def model_card(
     if config.adapter.method != "full":
         folder, before = "DIR", "In plain transformers, after `seqtune export RUN --out DIR`, which merges the adapter:"
     return "\n".join(
-        [*lines, *result_lines(metrics), *LIMITS, before, "", *in_transformers(config, folder, takes_messages=takes_messages)]
+        [
+            *lines,
+            *result_lines(metrics),
+            *LIMITS,
+            *USE,
+            before,
+            "",
+            *in_transformers(config, folder, takes_messages=takes_messages),
+        ]
     )
 
 

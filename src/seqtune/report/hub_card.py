@@ -11,17 +11,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from seqtune.config import Config
-from seqtune.report.card import data_lines, in_transformers, result_lines, title
+from seqtune.report.card import LIMITS, data_lines, in_transformers, result_lines, title
 from seqtune.report.scores import scores_of
-
-LIMITS = (
-    "",
-    "## Limits",
-    "",
-    "The scores hold for inputs like the test rows. The model answers every input, also those far from its data; "
-    "check answers where it matters.",
-    "",
-)
 
 
 def hub_card(
