@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,6 +150,17 @@ def write_csv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] =
     with path.open("w", newline="") as handle:
         csv.writer(handle).writerows([header, *rows])
     return path
+
+
+def installed_pack(pack: Path, scratch: Path) -> list[str]:
+    """Folders that, on the path, make a pack look installed: its own, and the metadata that pip would write for it."""
+    project = tomllib.loads((pack / "pyproject.toml").read_text())["project"]
+    metadata = scratch / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = [f"[{g}]\n" + "\n".join(f"{k} = {v}" for k, v in e.items()) for g, e in project["entry-points"].items()]
+    (metadata / "entry_points.txt").write_text("\n\n".join(groups) + "\n")
+    return [str(scratch / "site"), str(pack)]
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 from rapidfuzz.distance import DamerauLevenshtein
 
+from conftest import installed_pack
 from seqtune import plugins
 from seqtune.records import Prediction
 from seqtune.scoring.evaluate import evaluate
@@ -33,13 +33,7 @@ hello HH AH0 L OW1 # a comment
 @pytest.fixture
 def phonemes(tmp_path, monkeypatch):
     """The pack on the path, with the metadata that pip would write from its pyproject.toml."""
-    project = tomllib.loads((EXAMPLES / "phonemes" / "pyproject.toml").read_text())["project"]
-    metadata = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    groups = [f"[{g}]\n" + "\n".join(f"{k} = {v}" for k, v in e.items()) for g, e in project["entry-points"].items()]
-    (metadata / "entry_points.txt").write_text("\n\n".join(groups) + "\n")
-    folders = [str(tmp_path / "site"), str(EXAMPLES / "phonemes")]
+    folders = installed_pack(EXAMPLES / "phonemes", tmp_path)
     for folder in folders:
         monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folders))

@@ -34,7 +34,7 @@ class SplitConfig(Section):
     key: str | None = Field(default=None, description="column that holds the group (grouped) or the name of the split (column)")
     validation: Share = Field(default=0.05, description="share of rows for validation during training")
     test: Share = Field(default=0.1, description="share of rows held out for the final evaluation")
-    seed: Seed = 0
+    seed: Seed = Field(default=0, description="another number deals the rows otherwise")
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitConfig:
@@ -157,8 +157,10 @@ class ModelConfig(Section):
     """Which model to start from."""
 
     name: str = Field(default="builtin:base", description="hub id, folder, FILE.gguf, package:NAME or builtin:NAME")
-    init: Literal["pretrained", "random"] = "pretrained"
-    revision: str | None = None
+    init: Literal["pretrained", "random"] = Field(
+        default="pretrained", description="random: the same architecture without what it has learnt, the control of every claim"
+    )
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub model; default: the newest")
     trust_remote_code: tuple[str, ...] = Field(
         default=(),
         exclude=True,
@@ -240,7 +242,9 @@ class TrainConfig(Section):
     )
     learning_rate: PositiveFloat | None = Field(default=None, description="peak of AdamW; default: by model size")
     muon_learning_rate: PositiveFloat = Field(default=0.02, description="peak of Muon")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="how the learning rate falls to zero after the warm-up; constant: it does not"
+    )
     warmup: Share | None = Field(
         default=None, description="share of the training in which the rate rises; default: 0.005 with muon, else 0.03"
     )
@@ -249,7 +253,7 @@ class TrainConfig(Section):
         description="validate and save a running mean of the weights over this share of the steps so far (less as the "
         "schedule lowers the learning rate); 0: the last weights; default: 0.15 below 50 M parameters, else 0",
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="pull of weights towards zero, decoupled")
     token_budget: PositiveInt | None = Field(
         default=None, description="tokens (padding included) per batch; default: 2,048 below 50 M parameters, else 8,192"
     )
@@ -259,12 +263,14 @@ class TrainConfig(Section):
     batch_size: PositiveInt | None = Field(default=None, description="rows per batch, instead of token_budget")
     gradient_accumulation: PositiveInt = Field(default=1, description="batches per optimizer step")
     clip: PositiveFloat | None = Field(default=1.0, description="gradients with a larger norm are scaled down to this norm")
-    seed: Seed = 0
+    seed: Seed = Field(default=0, description="of new weights, of the order of rows, of dropout")
     loss_on: Literal["target", "all"] = Field(default="target", description="target tokens only, or the whole sequence")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 where the hardware has units for it"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations twice instead of keeping them: less memory, slower steps"
+    )
     compile: bool = Field(
         default=False, description="torch.compile: faster steps after a minute or more of compiling; for long runs"
     )
@@ -276,7 +282,7 @@ class TrainConfig(Section):
     )
     early_stopping: PositiveInt | None = Field(default=None, description="stop after this many validations without improvement")
     checkpoint_every: PositiveInt | None = Field(default=None, description="steps between checkpoints; default: by minutes")
-    checkpoint_minutes: PositiveFloat = 5.0
+    checkpoint_minutes: PositiveFloat = Field(default=5.0, description="minutes between checkpoints, unless steps are given")
     trackers: list[str] = Field(default_factory=list, description="accelerate trackers, such as tensorboard")
 
     @model_validator(mode="after")
@@ -289,9 +295,13 @@ class TrainConfig(Section):
 class DecodeConfig(Section):
     """How answers are searched for (decoding)."""
 
-    num_beams: Annotated[int, Field(ge=1, le=20)] = 1
+    num_beams: Annotated[int, Field(ge=1, le=20)] = Field(
+        default=1, description="beams of the search; 1 is greedy, the next likeliest token every time"
+    )
     num_return: PositiveInt = Field(default=1, description="hypotheses per input; at most num_beams")
-    length_penalty: float = 1.0
+    length_penalty: float = Field(
+        default=1.0, description="hypotheses are ranked by log-probability / length^penalty; larger favours longer ones"
+    )
     max_new_tokens: PositiveInt | None = Field(default=None, description="default: from the longest training target")
     token_budget: PositiveInt = Field(default=16_384, description="tokens per batch: prompts and answers, once per beam")
     verify: bool = Field(default=False, description="the answer is the best hypothesis that passes the task's verifier")
