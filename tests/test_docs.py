@@ -228,19 +228,35 @@ def test_the_page_of_metrics_can_be_followed(tmp_path):
 
 @pytest.mark.slow
 def test_the_page_of_engines_can_be_followed(tmp_path, llama_folder):
-    table = write_csv(tmp_path / "pairs.csv", pairs(60))
-    fit = ["fit", "--data", str(table), "--model", str(llama_folder), "--out", str(tmp_path / "run"), "--set", "train.max_steps=2",
-           "--set", "decode.max_new_tokens=8", "--set", "data.split={validation: 0, test: 0}"]  # fmt: skip
-    subprocess.run([sys.executable, "-m", "seqtune", *fit], check=True, capture_output=True)
-    [script] = blocks(DOCS / "how-to" / "engine.md", "python")
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "run"), "105"], capture_output=True, text=True, check=False
-    )
+    page = DOCS / "how-to" / "engine.md"
+    (tmp_path / "my_engines.py").write_text(blocks(page, "python")[0])
+    (tmp_path / "pyproject.toml").write_text(blocks(page, "toml")[0])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*installed_pack(tmp_path, tmp_path), *sys.path])}
+    write_csv(tmp_path / "test.csv", pairs(60))
+
+    def asked(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "seqtune", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    fit = ["fit", "--data", "test.csv", "--model", str(llama_folder), "--out", "runs/mine", "--set", "train.max_steps=2"]
+    done = asked(*fit, "--set", "decode.max_new_tokens=8", "--set", "data.split={validation: 0, test: 0}")
     assert done.returncode == 0, done.stderr
-    drawn = ast.literal_eval(done.stdout.splitlines()[-1])
-    assert len(drawn) == 3
-    assert [score for _, score in drawn] == sorted((score for _, score in drawn), reverse=True)
-    assert all(score < 0 for _, score in drawn)
+    predict, evaluate = commands(page)
+    first, again = asked(*predict, "--json"), asked(*predict, "--json")
+    assert first.returncode == 0, first.stderr
+    scores = [h["score"] for h in json.loads(first.stdout)["hypotheses"]]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] < 0
+    assert again.stdout == first.stdout
+    assert (
+        json.loads(asked(*predict[:3], "--num-beams", "3", "--num-return", "3", "--json").stdout)["hypotheses"][0]["score"]
+        != scores[0]
+    )
+    assert asked(*evaluate).returncode == 0
+    wrong = asked("predict", "runs/mine", "x", "--engine", "my-engines:smpling")
+    assert wrong.returncode == 1
+    assert "there is no engine 'my-engines:smpling'; did you mean 'my-engines:sampling'?" in wrong.stderr
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ ENDS = {
         "metrics['num_items'] > 50",
         "0 <= exact['low'] <= exact['value'] <= exact['high'] <= 1",
         "0 < metrics['edit_similarity']['value'] < 1",
-        "metrics['baselines']['openclatura']['structure_accuracy']['value'] > 0.5 or not __import__('shutil').which('java')",
+        "not __import__('shutil').which('java') or rules['structure_accuracy']['value'] > 0.5",
     ],
     "phonemes": [
         "0 < metrics['phoneme_error_rate']['value'] < 1",

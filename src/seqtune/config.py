@@ -64,7 +64,7 @@ class Config(Section):
             raise ValueError(f"adapter.method {method!r} trains no embeddings, so model.adapt_vocabulary must be 0")
         if method != "full" and self.train.optimizer == "muon":
             raise ValueError(f"train.optimizer 'muon' is for full fine-tuning, not for adapter.method {method!r}")
-        if self.format.answers and self.decode.engine in ("ctranslate2", "vllm"):
+        if self.format.answers and self.decode.engine not in ("auto", "native", "transformers"):
             raise ValueError(
                 f"decode.engine {self.decode.engine!r} writes texts of its own; format.answers needs 'native' or 'auto'"
             )

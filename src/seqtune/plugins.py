@@ -8,6 +8,7 @@ A pack declares what it has as Python entry points. Our own packs use the same o
 | `seqtune.tasks` | a `TaskPlugin`; `--task NAME` |
 | `seqtune.metrics` | a class or function without parameters that returns `TaskMetrics` |
 | `seqtune.verifiers` | a class or function without parameters that returns a `Verifier` |
+| `seqtune.engines` | a class or function of model, end token and `DecodeConfig` that returns an `Engine`; `--engine NAME` |
 
 A pack is imported only when one of its entries is asked for by name.
 """
@@ -33,7 +34,7 @@ EXTRAS = {
     "xllamacpp": "export", "onnxscript": "export", "onnxruntime": "export", "mlx-lm": "mlx",
     "fastapi": "serve", "uvicorn": "serve", "prometheus-client": "serve",
 }  # fmt: skip
-Kind = Literal["sources", "tasks", "metrics", "verifiers"]
+Kind = Literal["sources", "tasks", "metrics", "verifiers", "engines"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from seqtune.errors import did_you_mean
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Layout = Literal["auto", "pairs", "messages", "sharegpt", "alpaca"]
+ENGINES = ("auto", "native", "transformers", "ctranslate2", "vllm")
 SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
@@ -309,13 +312,23 @@ class DecodeConfig(Section):
     normalize_answers: bool = Field(
         default=False, description="format.answers: rank by log-probability per token, not by that of the whole answer"
     )
-    engine: Literal["auto", "native", "transformers", "ctranslate2", "vllm"] = Field(
-        default="auto", description="auto: native for models on which it gives the answers of transformers, else transformers"
+    engine: str = Field(
+        default="auto",
+        description="native, transformers, ctranslate2, vllm, or PACK:NAME of an installed package; auto: native for models on "
+        "which it gives the answers of transformers, else transformers",
     )
     weights: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         default="auto",
         description="precision of weights; auto: bfloat16 on GPUs, float32 elsewhere; int8: CPUs only, changes some answers",
     )
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, engine: str) -> str:
+        if engine not in ENGINES and ":" not in engine:
+            known = ", ".join(ENGINES)
+            raise ValueError(f"it must be {known}, or PACK:NAME of a package{did_you_mean(engine, ENGINES)}")
+        return engine
 
     @model_validator(mode="after")
     def _consistent(self) -> DecodeConfig:

@@ -16,7 +16,8 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 from conftest import FAMILIES, build_model, build_tokenizer
-from seqtune.decoding.engines import make_engine
+from seqtune import plugins
+from seqtune.decoding.engines import make_choice_engine, make_engine
 from seqtune.decoding.engines.exactness import fits
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
@@ -24,6 +25,7 @@ from seqtune.errors import ConfigError
 from seqtune.models import packed
 from seqtune.models.attention import use_fast_attention
 from seqtune.sections import DecodeConfig
+from seqtune.yaml_files import validate
 
 NUM_SOURCES, LIMIT = 40, 24
 SEARCHES = [(1, 1, 1.0), (3, 2, 1.1), (5, 5, 0.0), (5, 1, 0.6), (10, 3, 0.8)]
@@ -219,6 +221,23 @@ def test_engines_refuse_what_they_cannot_do(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="'vllm' needs a CUDA GPU"):
             make_engine(neo, 2, DecodeConfig(engine="vllm"), tmp_path)
+
+
+def test_engines_of_packs_are_found_or_refused_in_time(monkeypatch):
+    model = build_model("llama", 300)
+    with pytest.raises(ConfigError, match=r"decode.engine = 'natve': it must be auto, .*; did you mean 'native'\?"):
+        validate(DecodeConfig, {"engine": "natve"}, "decode.")
+    with pytest.raises(ConfigError, match="there is no engine 'mine:own'.*installed: none"):
+        make_engine(model, 2, DecodeConfig(engine="mine:own"))
+    monkeypatch.setattr(plugins, "find", lambda kind, name: lambda *given: (kind, name, *given))
+    config = DecodeConfig(engine="mine:own", num_beams=3)
+    assert make_engine(model, 2, config) == ("engines", "mine:own", model, 2, config)
+    with pytest.raises(ConfigError, match="'int8' needs decode.engine = 'native'"):
+        make_engine(model, 2, DecodeConfig(engine="mine:own", weights="int8"))
+    with pytest.raises(ConfigError, match="'mine:own' makes caches of its own"):
+        make_engine(model, 2, config, adapter_method="prefix_tuning")
+    with pytest.raises(ConfigError, match="'mine:own' writes texts of its own"):
+        make_choice_engine(model, [[3], [4]], config)
 
 
 def save_for_ctranslate2(family: str, folder: Path):

@@ -99,6 +99,7 @@ def test_check_names_references_from_outside(tmp_path, llama_folder):
         ({"format.answers": ["a", " "]}, "two or more different texts, none of them blank"),
         ({"format.answers": "training", "format.ordered": True}, "format.ordered needs format.answers as a list"),
         ({"format.answers": ["a", "b"], "decode.engine": "vllm"}, "format.answers needs 'native' or 'auto'"),
+        ({"format.answers": ["a", "b"], "decode.engine": "mine:own"}, "format.answers needs 'native' or 'auto'"),
     ],
 )
 def test_settings_that_make_no_set_are_refused(changes, expected):

@@ -61,7 +61,7 @@ TrustOption = Annotated[
     typer.Option("--trust-remote-code", metavar="NAME", help="Let this model run its own Python code; may be repeated."),
 ]
 EngineOption = Annotated[
-    str | None, typer.Option("--engine", help="Decoding engine: auto, native, transformers, ctranslate2 or vllm.")
+    str | None, typer.Option("--engine", help="Decoding engine: auto, native, transformers, ctranslate2, vllm or PACK:NAME.")
 ]
 # settings that have an option of their own in some verbs
 OPTIONS = {

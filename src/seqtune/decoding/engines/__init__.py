@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
-from seqtune import progress
+from seqtune import plugins, progress
 from seqtune.decoding.engines import ct2, vllm
 from seqtune.decoding.engines.choices import ChoiceEngine
 from seqtune.decoding.engines.exactness import fits
@@ -39,6 +39,11 @@ class Engine(Protocol):
         ...
 
 
+def of_a_pack(config: DecodeConfig) -> bool:
+    """True for an engine that another package brings: `PACK:NAME`."""
+    return ":" in config.engine
+
+
 def check_engine(model: PreTrainedModel, config: DecodeConfig, adapter_method: str = "full") -> None:
     """Find out before the work starts whether the engine can serve the model.
 
@@ -56,14 +61,20 @@ def check_engine(model: PreTrainedModel, config: DecodeConfig, adapter_method: s
             f"decode.engine = {config.engine!r} reads whole models, and this is an adapter ({adapter_method}) on its base: "
             "export it first (seqtune export RUN --to hf), or use 'native'"
         )
-    if adapter_method == "prefix_tuning" and config.engine == "transformers":
-        raise ConfigError("decode.engine = 'transformers' makes caches of its own, which know no tuned prefix; use 'native'")
+    if adapter_method == "prefix_tuning" and (config.engine == "transformers" or of_a_pack(config)):
+        raise ConfigError(
+            f"decode.engine = {config.engine!r} makes caches of its own, which know no tuned prefix; use 'native'"
+        )
     if adapter_method == "prefix_tuning" and config.engine == "auto" and not fits(model):
         raise ConfigError(
             f"adapter.method 'prefix_tuning' needs the native engine, which does not fit {type(model).__name__}; "
             "use 'prompt_tuning' or 'p_tuning'"
         )
-    if config.engine == "ctranslate2":
+    if of_a_pack(config):
+        plugins.find("engines", config.engine)
+        if config.weights == "int8":
+            raise ConfigError("decode.weights = 'int8' needs decode.engine = 'native' or 'ctranslate2'")
+    elif config.engine == "ctranslate2":
         ct2.check(model)
     elif config.engine == "vllm":
         vllm.check(config)
@@ -89,7 +100,7 @@ def make_choice_engine(model: PreTrainedModel, answers: Sequence[Sequence[int]],
     Raises:
         ConfigError: the engine that it names cannot tell the probabilities of given answers.
     """
-    if config.engine in READS_FOLDER:
+    if config.engine in READS_FOLDER or of_a_pack(config):
         raise ConfigError(
             f"decode.engine = {config.engine!r} writes texts of its own; a task with format.answers needs 'native' or 'auto'"
         )
@@ -121,6 +132,8 @@ def make_engine(
         return vllm.VllmEngine(end, config, folder)
     assert model.device.type != "meta", "this engine computes with the model at hand"
     check_dtype(model, config)
+    if of_a_pack(config):
+        return plugins.find("engines", config.engine)(model, end, config)
     if config.engine != "transformers" and fits(model):
         return NativeEngine(quantized(model) if config.weights == "int8" else model, end, config)
     if config.engine == "auto":
