@@ -42,8 +42,8 @@ ENDS = {
         "[row['country'] for row in answers] == ['US', 'GB'] and all(row['prediction'] for row in answers)",
     ],
     "study": [
-        "results.height == 4 and comparisons.height == 6",
-        "set(results['steps']) == {30}",
+        "results.height == 4 and comparisons.height == 12",
+        "set(results['steps']) == {20}",
         "(results['exact_match_low'] <= results['exact_match']).all() and (results['exact_match'] <= results['exact_match_high']).all()",
         "__import__('pathlib').Path('results/report.html').exists()",
     ],
