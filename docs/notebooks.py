@@ -1,6 +1,6 @@
 """A tutorial as a notebook: each Python block of the page is a cell, each block of commands a cell that runs them.
 
-python docs/notebooks.py docs/tutorials/dates.md > dates.ipynb
+Run `python docs/notebooks.py docs/tutorials/dates.md > dates.ipynb`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes the reference of settings from docs/config.schema.json, and that of commands from the application itself.
 
-python docs/write_reference.py
+Run `python docs/write_reference.py`; a test fails when the pages are out of date.
 """
 
 from __future__ import annotations
