@@ -35,13 +35,17 @@ _Loader.add_implicit_resolver(
 MAX_NODES = 1_000_000  # of a text, each as often as it is named
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, make_loader: Callable[[str], Any] = _Loader) -> Any:
     """The value of a YAML text.
+
+    Args:
+        text: YAML.
+        make_loader: one of PyYAML's safe loaders.
 
     Raises:
         yaml.YAMLError: it is no YAML, or names its own parts (`*name`) so often that it becomes far larger than it is.
     """
-    loader = _Loader(text)
+    loader = make_loader(text)
     try:
         root = loader.get_single_node()
         if root is None:

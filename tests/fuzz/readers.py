@@ -7,6 +7,7 @@ As a program it says what each of some files comes to, in how many seconds of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -23,6 +24,7 @@ from seqtune.data.sources import read_examples
 from seqtune.data.tasks import Task
 from seqtune.errors import SeqtuneError
 from seqtune.models.weight_files import read_settings, shapes_in, shard_names
+from seqtune.procedures.tasks import listed, rendered
 from seqtune.scoring.evaluate import evaluate, read_archive, read_predictions
 from seqtune.sections import DataConfig
 from seqtune.studies.points import load_study, plan
@@ -61,6 +63,15 @@ def gguf(path: Path) -> int:
     return len(_facts(path))
 
 
+def tasks(path: Path) -> int:
+    """Bundles, mixtures and collections: what they hold, and the first row in every template."""
+    found, unreadable = listed(str(path))
+    for each in found:
+        with contextlib.suppress(SeqtuneError):
+            rendered(str(path) if len(found) == 1 else f"{path}#{each.name}")
+    return len(found) + len(unreadable)
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "csv": table,
     "jsonl": table,
@@ -80,6 +91,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "manifest": lambda path: runs.differences(path.parent),
     "documents": documents,
     "gguf": gguf,
+    "bundle": tasks,
+    "mixture": lambda path: len(listed(str(path))[0]),
+    "promptsource": tasks,
+    "natural-instructions": tasks,
+    "flan": tasks,
+    "harness": tasks,
 }
 
 

@@ -208,7 +208,7 @@ def read_rows(name: str, data: DataConfig) -> tuple[Table, list[Rejected]]:
     Raises:
         DataError: they cannot be read.
     """
-    if Path(name.partition("#")[0]).suffix == ".json":
+    if natural_instructions.is_file(Path(name.partition("#")[0])):
         return natural_instructions.rows(name), []
     return read_examples(name, data)
 
