@@ -101,12 +101,14 @@ class Verb:
         watched: the folder in which operations count.
         same: whether what is there in the end is what it should be.
         ask: see `in_child`.
+        prepare: makes what it goes on from.
     """
 
     command: list[str]
     watched: Path
     same: Callable[[], bool] = lambda: True
     ask: Callable[[], None] | None = None
+    prepare: Callable[[], None] = lambda: None
 
 
 def flags(settings: dict, prefix: str = "") -> list[str]:
@@ -141,6 +143,17 @@ def table_job(port: int, folder: Path) -> None:
             time.sleep(0.1)
 
 
+def stop_in_the_middle(whole: Path, broken: Path) -> None:
+    """Make the run of a training that was stopped after its first checkpoint."""
+    shutil.copytree(whole, broken)
+    for name in (runs.MANIFEST, "metrics.json", "predictions.jsonl"):
+        (broken / name).unlink()
+    shutil.rmtree(broken / "model")
+    shutil.rmtree(runs.checkpoints(broken / "checkpoints")[-1])
+    settings = (broken / "config.yaml").read_text()
+    (broken / "config.yaml").write_text(settings.replace(str(whole), str(broken)))
+
+
 def verbs_of(table: str, base: str, folder: Path, whole: Path, broken: Path) -> dict[str, Verb]:
     """All verbs that write."""
     fit = ["fit", "--data", table, "--model", base, *flags(SETTINGS), "--resume", "--out", str(broken)]
@@ -166,10 +179,19 @@ def verbs_of(table: str, base: str, folder: Path, whole: Path, broken: Path) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answers = folder / "answers"
+
+    def trained() -> bool:
+        return weights(broken) == weights(whole) and runs.verify(broken) == {}
+
     return {
-        "fit": Verb(fit, broken, lambda: weights(broken) == weights(whole) and runs.verify(broken) == {}),
+        "fit": Verb(fit, broken, trained),
+        "resume": Verb(fit, broken, trained, prepare=lambda: stop_in_the_middle(whole, broken)),
         "export": Verb(["export", str(whole), "--out", str(broken)], broken.parent),
         "predict": Verb(["predict", str(whole), "100", "--out", f"{broken}.jsonl"], broken.parent),
+        "shards": Verb(
+            ["predict", str(whole), "--file", table, "--out", str(broken), "--shard-rows", "9"], broken.parent,
+            lambda: sum(p.read_bytes().count(b"\n") for p in broken.glob("part-*")) == 60 and runs.differences(broken) == {},
+        ),
         "report": Verb(["report", str(whole)], whole),
         "data": Verb([*molecules, "--out", f"{broken}.csv"], broken.parent, lambda: len(Path(f"{broken}.csv").read_text().split()) > 60),
         "study": Verb(["study", str(file)], broken.parent, lambda: _studied(broken, whole)),
@@ -197,6 +219,7 @@ def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) ->
         if chosen and name not in chosen:
             continue
         broken.parent.mkdir()
+        verb.prepare()
         ended = (0, 128 + signal.SIGTERM) if verb.ask else (0,)
         code = in_child(verb.command, verb.watched, None, count, verb.ask)
         assert code in ended, (name, code, (folder / "said").read_text()[-2000:])
@@ -207,6 +230,7 @@ def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) ->
         died = held = 0
         for moment in tried:
             broken.parent.mkdir()
+            verb.prepare()
             (folder / "answers").unlink(missing_ok=True)
             killed = in_child(verb.command, verb.watched, moment, None, verb.ask)
             if name == "study" and killed == 0:  # its trainings and its tables take turns, so the number of operations varies
