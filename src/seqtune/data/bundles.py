@@ -124,7 +124,10 @@ def bundle_of(content: dict[str, Any], name: str, folder: Path, said: str = "") 
     Raises:
         ConfigError: a key is wrong; all are named.
     """
-    content = {**content, "data": dict(content.get("data") or {})}
+    given = content.get("data") or {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"{said}data = {str(given)[:60]!r}: it must be a mapping of keys, such as {{path: rows.csv}}")
+    content = {**content, "data": dict(given)}
     for key, section in MOVED.items():
         if key in content:
             content[section].setdefault(key, content.pop(key))
