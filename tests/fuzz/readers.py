@@ -108,6 +108,8 @@ def outcome(name: str, path: Path) -> dict[str, Any]:
         said = "read"
     except SeqtuneError as error:
         said = f"{type(error).__name__}: {error}"
+    except OSError as error:  # the name of a table can be none that a file may have; the command line says it in a line
+        said = f"{'OSError' if error.filename else 'broken promise'}: {error}"
     except BaseException as error:
         said = f"broken promise: {type(error).__name__}: {str(error)[:200]}"
     # not `ru_maxrss`, in which the memory of the process that started this one counts

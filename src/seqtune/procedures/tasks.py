@@ -63,7 +63,7 @@ def listed(name: str) -> tuple[list[Listed], dict[str, str]]:
     for task, keys in found.tasks.items():
         try:
             tasks.append(_listed(task, found.formats[task], bundle_of(keys, task, found.folders[task])))
-        except SeqtuneError as error:
+        except (SeqtuneError, OSError) as error:  # a name can be none that a file may have
             unreadable[task] = str(error)
     return tasks, unreadable
 
@@ -75,7 +75,7 @@ def _holds_many(path: Path) -> bool:
 
 def _listed(name: str, kind: str, bundle: Bundle) -> Listed:
     rows = None
-    if bundle.data.path and Path(bundle.data.path).exists():
+    if bundle.data.path and os.path.exists(bundle.data.path):
         rows = sum(map(len, _opened(bundle).sides.values()))
     return Listed(name, kind, len(bundle.templates), rows, bundle.cluster, bundle.about)
 
