@@ -75,7 +75,7 @@ def _holds_many(path: Path) -> bool:
 
 def _listed(name: str, kind: str, bundle: Bundle) -> Listed:
     rows = None
-    if bundle.data.path and os.path.exists(bundle.data.path):
+    if bundle.data.path and Path(bundle.data.path).exists():
         rows = sum(map(len, _opened(bundle).sides.values()))
     return Listed(name, kind, len(bundle.templates), rows, bundle.cluster, bundle.about)
 
