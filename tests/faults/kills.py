@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch  # noqa: F401 - before the forks
@@ -37,6 +38,8 @@ from seqtune.cli.app import leave_in_order, run_app
 from seqtune.errors import RunError
 from seqtune.studies.processes import Process
 
+Ask = Callable[[Callable[[], bool]], None]  # takes what tells whether the child is alive
+
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "open")
 SETTINGS = {
     "train": {"max_steps": 4, "checkpoint_every": 2, "validate_every": 2, "batch_size": 8}, "decode": {"max_new_tokens": 2},
@@ -51,7 +54,7 @@ def call_here(self: Process, arguments: Sequence[str]) -> int:
 
 
 def in_child(
-    command: list[str], folder: Path, kill_at: int | None, count_to: Path | None = None, ask: Callable[[], None] | None = None
+    command: list[str], folder: Path, kill_at: int | None, count_to: Path | None = None, ask: Ask | None = None
 ) -> int:
     """The exit code of a verb in a fork; -9 if it was killed at its `kill_at`-th operation that changes `folder`.
 
@@ -65,7 +68,7 @@ def in_child(
     child = os.fork()
     if child:
         if ask:
-            ask()
+            ask(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGTERM)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -107,7 +110,7 @@ class Verb:
     command: list[str]
     watched: Path
     same: Callable[[], bool] = lambda: True
-    ask: Callable[[], None] | None = None
+    ask: Ask | None = None
     prepare: Callable[[], None] = lambda: None
 
 
@@ -121,7 +124,7 @@ def weights(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
-def table_job(port: int, folder: Path) -> None:
+def table_job(port: int, folder: Path, is_alive: Callable[[], bool]) -> None:
     """Send a table to a server and fetch the answers, as far as it lives."""
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     rows = b"input\n" + b"".join(b"%d\n" % n for n in range(100, 130))
@@ -130,7 +133,7 @@ def table_job(port: int, folder: Path) -> None:
         with urllib.request.urlopen(address + path, data, timeout=60) as answer:
             return answer.read()
 
-    while time.monotonic() < end:
+    while is_alive() and time.monotonic() < end:
         try:
             job = json.loads(say("/v1/jobs?kind=csv", rows))["id"]
             while json.loads(say(f"/v1/jobs/{job}"))["state"] in ("waiting", "answering"):
@@ -138,7 +141,7 @@ def table_job(port: int, folder: Path) -> None:
             (folder / "answers").write_bytes(say(f"/v1/jobs/{job}/answers"))
             return
         except (urllib.error.URLError, ConnectionError, OSError) as error:
-            if "refused" not in str(error) or (folder / "up").exists():
+            if "refused" not in str(error):
                 return  # it was killed
             time.sleep(0.1)
 
@@ -197,7 +200,7 @@ def verbs_of(table: str, base: str, folder: Path, whole: Path, broken: Path) -> 
         "study": Verb(["study", str(file)], broken.parent, lambda: _studied(broken, whole)),
         "serve": Verb(
             ["serve", str(whole), "--port", str(port)], Path(os.environ["TMPDIR"]),
-            lambda: answers.read_text().count("\n") == 31 and runs.verify(whole) == {}, lambda: table_job(port, folder),
+            lambda: answers.read_text().count("\n") == 31 and runs.verify(whole) == {}, partial(table_job, port, folder),
         ),
     }  # fmt: skip
 
