@@ -48,7 +48,9 @@ class SplitConfig(Section):
 class DataConfig(Section):
     """Where the pairs are and which columns matter."""
 
-    path: str | None = Field(default=None, description="CSV, TSV, JSONL or Parquet (also .gz/.zst), or hf://datasets/...")
+    path: str | None = Field(
+        default=None, description="a table: CSV, JSON, Parquet, Arrow, .xlsx, packed or not, or hf://datasets/..."
+    )
     validation_path: str | None = Field(default=None, description="a file of its own for validation")
     test_path: str | None = Field(default=None, description="a file of its own for the final evaluation")
     input: str = Field(default="input", description="column with the input text")
@@ -65,6 +67,7 @@ class DataConfig(Section):
         default=None, description="default: comma for .csv, tab for .tsv, or what parts the header, which is said"
     )
     quote: Annotated[str, Field(max_length=1)] = Field(default='"', description="quote character; '' for none")
+    sheet: str | None = Field(default=None, description="of a workbook; default: the first that is not hidden, which is said")
     num_examples: PositiveInt | None = Field(
         default=None, description="train on this many rows; a smaller number is a subset of a larger one"
     )

@@ -105,7 +105,7 @@ def test_hub_address_reads_from_the_hubs_cache(tmp_path, monkeypatch):
         ("t.jsonl", b"\n\n", "holds no rows"),
         ("t.jsonl", b"[1]\n", "a JSON list, not an object"),
         ("t.parquet", b"nonsense", "cannot be read as Parquet"),
-        ("t.xlsx", b"x", "the ending '.xlsx' is unknown; allowed: .csv"),
+        ("t.docx", b"x", "the ending '.docx' is unknown; allowed: .csv"),
         ("t.csv.gz", gzip.compress(as_csv() * 500)[:-30], r"gzip data is broken or cut off after line \d+"),
         ("t.csv.gz", b"plain text", "gzip data is broken or cut off after line 0"),
         ("t.csv.zst", b"plain text", "zstd data is broken"),
@@ -238,13 +238,14 @@ def test_bad_json_rows(tmp_path, row, reason):
 def test_surrogate_pairs_nested_escapes_and_line_separators_are_text(tmp_path):
     rows = [
         {"input": "\U0001f600", "output": "b"},
-        {"input": ["\ud800"], "output": "b"},
+        {"input": "a", "output": "b", "more": ["\ud800"]},
         {"input": "a\u2028b\x85c", "output": "b"},
     ]
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=i < 2) + "\n" for i, row in enumerate(rows)), encoding="utf-8")
     examples, rejected = read(path)
-    assert [e.input for e in examples] == ["\U0001f600", '["\\ud800"]', "a\u2028b\x85c"]
+    assert [e.input for e in examples] == ["\U0001f600", "a", "a\u2028b\x85c"]
+    assert examples[1].fields["more"] == '["\\ud800"]'
     assert not rejected
     assert all(text.encode() for e in examples for text in e.fields.values())
 

@@ -34,6 +34,7 @@ READ = (
     "data.encoding",
     "data.delimiter",
     "data.quote",
+    "data.sheet",
     "data.id",
     "data.num_examples",
     "data.split.seed",
