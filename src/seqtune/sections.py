@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -80,7 +79,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _known_encoding(self) -> DataConfig:
         try:
-            codecs.lookup(self.encoding or "utf-8")
+            "".encode(self.encoding or "utf-8")
         except LookupError:
             raise ValueError(f"encoding {self.encoding!r} is unknown; such as utf-8, utf-16, cp1252, shift_jis") from None
         return self

@@ -108,6 +108,8 @@ def test_a_workbook(tmp_path):
         "sheet 'Pairs' of 'Pairs', 'Other'; data.sheet names another one"
     ]
     assert read(tmp_path / "t.xlsx", sheet="Other") == ([("a", "True")], [])
+    with pytest.raises(DataError, match="no column 'input'.*; sheet 'Pairs' of 'Pairs', 'Other'; data.sheet names another one"):
+        read(tmp_path / "t.xlsx")
     with pytest.raises(DataError, match="has no sheet 'pairs', asked for by data.sheet; did you mean 'Pairs'"):
         read(tmp_path / "t.xlsx", sheet="pairs")
 

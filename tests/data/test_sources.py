@@ -154,6 +154,13 @@ def test_a_broken_row_makes_no_legacy_encoding_of_a_table_in_utf8(tmp_path):
     assert [r.reason for r in rejected] == ["column 'input' is not valid UTF-8 (byte 0xf6)"]
 
 
+def test_a_text_that_ends_within_a_character_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes("input,output\na,b\n".encode("utf-16") + b"c")
+    with pytest.raises(DataError, match=r"t.csv': the text cannot be read after line 0 \(.*truncated data\); it is cut off"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

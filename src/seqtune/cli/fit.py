@@ -126,6 +126,7 @@ def _tell(run: Path) -> None:
     folder, settings, longer = (shlex.quote(name) for name in (str(run), f"{run}/config.yaml", f"{run}-longer"))
     for command in (
         f"seqtune predict {folder} TEXT",
+        f"seqtune serve {folder}",
         f"seqtune fit {settings} --model {folder} --out {longer}",
     ):
         out.print(f"  {command}", markup=False, soft_wrap=True)

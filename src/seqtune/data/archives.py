@@ -87,7 +87,7 @@ def files_in(path: Path) -> list[str]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+            names = [entry.filename for entry in archive.infolist() if entry.filename[-1:] not in ("", "/")]
     except (*BROKEN, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{str(path)!r} cannot be read as a zip: {error}") from None
     if len(names) > ENTRIES:

@@ -119,8 +119,8 @@ def _opened(name: str, path: Path, config: DataConfig) -> TableFile:
         if kind == WORKBOOK:
             table = _with_sheet(table, config)
         return replace(table, columns=tuple(_columns(table, config)))
-    except BROKEN as error:
-        raise _broken_archive(table, 0, error) from None
+    except (*BROKEN, UnicodeError) as error:
+        raise _broken(table, 0, error) from None
 
 
 def _only_table(name: str, names: Sequence[str]) -> str:
@@ -140,7 +140,12 @@ def _with_sheet(table: TableFile, config: DataConfig) -> TableFile:
     return replace(table, sheet=sheet, dialect=replace(table.dialect, notes=notes))
 
 
-def _broken_archive(table: TableFile, line: int, error: Exception) -> DataError:
+def _broken(table: TableFile, line: int, error: Exception) -> DataError:
+    if isinstance(error, UnicodeError):  # of encodings whose characters take several bytes
+        return DataError(
+            f"{table.name!r}: the text cannot be read after line {line} ({error}); it is cut off, or in another encoding that "
+            "data.encoding can name"
+        )
     return DataError(
         f"{table.name!r}: the {table.compression} data is broken or cut off after line {line} ({error}); "
         "fetch or compress the file again"
@@ -306,8 +311,8 @@ def raw_rows(table: TableFile, config: DataConfig) -> Iterator[Raw]:
                 raw.lines = [before + line for line in raw.lines] if before else raw.lines
                 raw.faults = [(before + line, reason) for line, reason in raw.faults]
                 yield raw
-        except BROKEN as error:
-            raise _broken_archive(table, place.line, error) from None
+        except (*BROKEN, UnicodeError) as error:
+            raise _broken(part, place.line, error) from None
         before += place.line
 
 

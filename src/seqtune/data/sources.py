@@ -29,6 +29,7 @@ def _need_column(table: TableFile, column: str, setting: str) -> None:
     hint = did_you_mean(column, table.columns)
     raise DataError(
         f"{table.name!r} has no column {column!r}, asked for by {setting}{hint}; columns: {', '.join(table.columns[:20])}"
+        + "".join(f"; {note}" for note in table.dialect.notes)
     )
 
 
