@@ -66,6 +66,10 @@ class DataConfig(Section):
         default=None, description="default: comma for .csv, tab for .tsv, or what parts the header, which is said"
     )
     quote: Annotated[str, Field(max_length=1)] = Field(default='"', description="quote character; '' for none")
+    header: bool = Field(
+        default=True,
+        description="false: the first line of a text or sheet is a row; two columns are input and output, more are 1, 2, ...",
+    )
     sheet: str | None = Field(default=None, description="of a workbook; default: the first that is not hidden, which is said")
     num_examples: PositiveInt | None = Field(
         default=None, description="train on this many rows; a smaller number is a subset of a larger one"

@@ -121,6 +121,9 @@ def test_a_workbook_that_others_wrote(tmp_path):
     found, rejected = read(path)
     assert found == [("a", "b")]
     assert [(bad.line, bad.reason) for bad in rejected] == [(8, "3 cells where the header has 2")]
+    path.write_bytes(as_xlsx(sheet_row(1, "", "b") + sheet_row(2, "a", "b")))
+    assert open_table(str(path), DataConfig()).columns == ("column 1", "b")
+    assert read(path, header=False)[0] == [("a", "b")]
     path.write_bytes(b"PK nonsense")
     with pytest.raises(DataError, match="t.xlsx' cannot be read as a workbook: BadZipFile"):
         read(path)
@@ -261,3 +264,13 @@ def test_fit_and_evaluate_take_frames(tmp_path, monkeypatch, llama_folder):
         run_app(["predict", str(tmp_path / "run"), "--file", str(tmp_path / "ask.feather"), "--out", str(tmp_path / "a")]) == 0
     )
     assert len((tmp_path / "a" / "part-00000.jsonl").read_text().splitlines()) == 3
+
+
+def test_check_takes_json_lists_and_saved_data_sets_for_tables(tmp_path, llama_folder, capsys):
+    (tmp_path / "t.json").write_text(json.dumps([{"input": a, "output": b} for a, b in pairs(20)]))
+    frame = polars.DataFrame(pairs(20), schema=["input", "output"], orient="row")
+    save(tmp_path / "d" / "train", frame, 1)
+    (tmp_path / "d" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    for name in ("t.json", "d", "d/train"):
+        assert run_app(["check", str(tmp_path / name), "--model", str(llama_folder)]) == 0
+        assert f"ready to train: seqtune fit --data {tmp_path / name} " in capsys.readouterr().out

@@ -177,6 +177,15 @@ def test_a_separator_that_is_recognised_is_used_and_said(tmp_path, name, content
     assert open_table(str(tmp_path / name), DataConfig()).dialect.notes == (f"columns are parted by {said}",)
 
 
+@pytest.mark.parametrize(("name", "sign"), [("t.txt", "\t"), ("t.csv", ";"), ("t.tsv", "\t")])
+def test_a_table_without_a_header(tmp_path, name, sign):
+    (tmp_path / name).write_text(f"a{sign}b\nc{sign}d\n")
+    examples, _ = read(tmp_path / name, header=False)
+    assert [(e.input, e.output, e.line) for e in examples] == [("a", "b", 1), ("c", "d", 2)]
+    (tmp_path / name).write_text(f"a{sign}b{sign}c\n")
+    assert open_table(str(tmp_path / name), DataConfig(header=False)).columns == ("1", "2", "3")
+
+
 def test_lists_of_json_objects_and_objects_in_them(tmp_path):
     records = [{"input": "a", "data": {"src": {"text": "x"}, "tgt": 1.5}}, 3, {"input": "b", "data": {"src": {"text": "y"}}}]
     (tmp_path / "t.json").write_text(json.dumps(records))

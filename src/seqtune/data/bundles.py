@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from seqtune import plugins
 from seqtune.config import Config
 from seqtune.data.collections import is_collection, natural_instructions, read_collection
+from seqtune.data.places import is_saved
 from seqtune.data.sources import read_examples
 from seqtune.data.table import Table
 from seqtune.data.wordings import Wording, wording_of
@@ -188,10 +189,12 @@ def read_bundle(name: str, folder: Path = Path()) -> Bundle:
 def kind_of(name: str) -> Literal["mixture", "bundle", "other"]:
     """What a name stands for where a table or a settings file may stand, too."""
     path = Path(name.partition("#")[0])
+    if is_saved(path):  # a table too
+        return "other"
     if path.is_dir() or "#" in name or (not path.exists() and name in plugins.names("tasks")):
         return "bundle"
     if path.suffix == ".json" and path.exists():
-        return "bundle"
+        return "bundle" if _is_object(path) else "other"
     if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
         return "other"
     if is_collection(path):
@@ -202,13 +205,20 @@ def kind_of(name: str) -> Literal["mixture", "bundle", "other"]:
     return "bundle" if keys & ({*Bundle.model_fields, *MOVED, "template"} - {*Config.model_fields}) else "other"
 
 
+def _is_object(path: Path) -> bool:
+    """Whether a JSON file is a task of Natural Instructions; a table is a list."""
+    with path.open("rb") as handle:
+        return handle.read(2**10).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
 def read_rows(name: str, data: DataConfig) -> tuple[Table, list[Rejected]]:
     """A bundle's rows: of a table, or of a task of Natural Instructions, which holds its own.
 
     Raises:
         DataError: they cannot be read.
     """
-    if Path(name.partition("#")[0]).suffix == ".json":
+    path = Path(name.partition("#")[0])
+    if path.suffix == ".json" and path.exists() and _is_object(path):
         return natural_instructions.rows(name), []
     return read_examples(name, data)
 

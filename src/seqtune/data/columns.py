@@ -75,7 +75,9 @@ def _with_names(config: Config) -> tuple[Config, list[str]]:
     if found is None:
         return config, []
     named = config.model_copy(update={"data": data.model_copy(update=dict(zip(("input", "output"), found, strict=True)))})
-    return named, [f"columns: {found[0]} -> {found[1]} (--input and --output name others)"]
+    known = {name for pair in USUAL for name in pair} & {name.strip().lower() for name in found}
+    hint = "" if known else "; if the first line is a row: --set data.header=false"
+    return named, [f"columns: {found[0]} -> {found[1]} (--input and --output name others{hint})"]
 
 
 def _guess(columns: list[str], data: DataConfig, left_open: set[str]) -> tuple[str, str] | None:

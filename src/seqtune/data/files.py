@@ -234,7 +234,9 @@ def _columns(table: TableFile, config: DataConfig) -> list[str]:
             header = next((cells for _, cells in rows), None)
         if not header:
             raise DataError(f"{table.name!r} has no header line; the first line must name the columns")
-        return header
+        if not config.header:
+            return ["input", "output"] if len(header) == 2 else [str(place + 1) for place in range(len(header))]
+        return [name or f"column {place}" for place, name in enumerate(header, start=1)] if table.kind == WORKBOOK else header
     with _text(table) as handle:
         lines = _lines(table, handle, config, _Place())
         if table.kind == ".jsonl":
@@ -354,8 +356,9 @@ def _cut_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[R
     """The rows of what is read row by row, less the header."""
     width = len(table.columns)
     with contextlib.closing(_cut(table, config, place)) as rows:
-        next(rows)
-        place.row = place.characters
+        if config.header:
+            next(rows)
+            place.row = place.characters
         for chunk in _portions(rows, place, width):
             whole = [(number, cells) for number, cells in chunk if len(cells) == width]
             raw = Raw(table.columns, [number for number, _ in whole])

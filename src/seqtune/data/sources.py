@@ -72,7 +72,15 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
     key = None
     is_packed = table.compression is not None or table.kind not in TEXTUAL
     if sum(part.stat().st_size for part in table.parts) >= (PACKED_BYTES if is_packed else CACHE_BYTES):
-        settings = (config.input, config.output, table.dialect, config.quote, config.max_cell_characters, table.sheet)
+        settings = (
+            config.input,
+            config.output,
+            table.dialect,
+            config.quote,
+            config.max_cell_characters,
+            table.sheet,
+            config.header,
+        )
         key = kept.key_of(FORMAT, kept.digest(*table.parts), table.kind, table.compression, layout, need_output, settings)
 
     def read(faults: list[tuple[int, str]]) -> Iterator[polars.DataFrame]:

@@ -15,7 +15,6 @@ from typing import IO, Any
 
 import openpyxl
 from openpyxl.cell.cell import ERROR_CODES
-from openpyxl.utils import get_column_letter
 
 from seqtune.data import cells
 from seqtune.data.archives import WINDOW, check_expansion
@@ -48,7 +47,7 @@ def sheet_of(path: Path, source: Path | IO[bytes], asked: str | None) -> tuple[s
 
 
 def rows(path: Path, source: Path | IO[bytes], sheet: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that hold something, each with its number in the sheet; the first names the columns.
+    """The rows that hold something, each with its number in the sheet; none is narrower than the first.
 
     Raises:
         DataError: it is damaged, or holds too much.
@@ -66,9 +65,7 @@ def rows(path: Path, source: Path | IO[bytes], sheet: str) -> Iterator[tuple[int
                 row.pop()
             if not row:
                 continue
-            if not width:
-                row = [name or f"column {get_column_letter(place)}" for place, name in enumerate(row, start=1)]
-                width = len(row)
+            width = width or len(row)
             yield number, row + [""] * (width - len(row))
 
 

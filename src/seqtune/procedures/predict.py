@@ -242,7 +242,7 @@ def _facts(run: str, questions: Questions, shards: Shards, predictor: Predictor,
     model = place or local_folder(ModelConfig(name=run))
     files = sorted(p for p in model.rglob("*") if p.is_file()) if model else []
     reading = questions.settings.model_dump(
-        mode="json", include={"encoding", "delimiter", "quote", "sheet", "id", "max_cell_characters"}
+        mode="json", include={"encoding", "delimiter", "quote", "header", "sheet", "id", "max_cell_characters"}
     )
     return {
         "model": kept.key_of(*((p.name, kept.digest(p)) for p in files)) if files else run,
