@@ -77,6 +77,11 @@ def _opened(path: Path, source: Path | IO[bytes]) -> Iterator[Any]:
             yield book
     except DataError:
         raise
+    except zipfile.BadZipFile as error:
+        raise DataError(
+            f"{str(path)!r} cannot be read as a workbook: {error}; if a program opens it, it has a password "
+            "or is of an older kind: save it as .xlsx without one"
+        ) from None
     except RecursionError:
         raise DataError(f"{str(path)!r} cannot be read as a workbook: it is nested too deeply") from None
     except Exception as error:  # openpyxl takes what it reads for right, and fails in any way where it is not
