@@ -52,6 +52,14 @@ def documents(path: Path) -> Iterator[tuple[str, Any]]:
         yield path.name, load(path.name, path.read_bytes())
 
 
+def is_json_object(path: Path) -> bool:
+    """True for a JSON file that holds an object, as a collection's do; a table in JSON is a list."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(2**10).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
     """Read in the order in which they come, for a packed archive cannot be read in another."""
     for member in archive:

@@ -22,16 +22,6 @@ def is_one(content: dict[str, Any]) -> bool:
     return "Definition" in content and isinstance(content.get("Instances"), list)
 
 
-def is_file(path: Path) -> bool:
-    """True for a file that may be of this format, which is an object; a table in JSON is an array."""
-    return path.suffix == ".json" and path.is_file() and _start(path).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
-
-
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(2**10)
-
-
 def bundle(content: dict[str, Any], file: str) -> dict[str, dict[str, Any]]:
     """The keys of a bundle, by the file's name."""
     name = Path(file).stem
