@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER / "dependencies.md"
-EXTRAS = ("chem", "ray", "search", "track", "fast", "quant", "gguf", "serve", "bench-suites", "docs")
+EXTRAS = ("chem", "ray", "search", "track", "fast", "quant", "gguf", "serve", "bench-suites", "excel", "docs")
 HEAD = """# Dependencies
 
 Made by `docs/list_dependencies.py` from what is installed; do not edit. Licences are those that the packages state themselves.
