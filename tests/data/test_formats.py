@@ -261,6 +261,13 @@ def test_fit_and_evaluate_take_frames(tmp_path, monkeypatch, llama_folder):
     fitted = seqtune.fit({"train": frame, "test": frame[:5]}, settings=settings, quiet=True)
     assert fitted.metrics["num_items"] == 5
     assert seqtune.evaluate(str(tmp_path / "run"), polars.from_pandas(frame[:4]), quiet=True)["num_items"] == 4
+    asked = frame[:3].assign(n=[1, 2, None])
+    texts = [answer.prediction for answer in seqtune.predict(str(tmp_path / "run"), asked["question"])]
+    assert [answer.prediction for answer in seqtune.predict(str(tmp_path / "run"), asked)] == texts
+    with pytest.raises(
+        DataError, match="a frame without a column 'question'; rename the one that is asked about; columns: q, n"
+    ):
+        seqtune.predict(str(tmp_path / "run"), asked[["question", "n"]].rename(columns={"question": "q"}))
     assert seqtune.SequenceLearner.load(str(tmp_path / "run")).report() == tmp_path / "run" / "report.html"
     frame[:3].to_feather(tmp_path / "ask.feather")
     assert (
