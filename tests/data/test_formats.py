@@ -261,6 +261,8 @@ def test_fit_and_evaluate_take_frames(tmp_path, monkeypatch, llama_folder):
     fitted = seqtune.fit({"train": frame, "test": frame[:5]}, settings=settings, quiet=True)
     assert fitted.metrics["num_items"] == 5
     assert seqtune.evaluate(str(tmp_path / "run"), polars.from_pandas(frame[:4]), quiet=True)["num_items"] == 4
+    kept = save(tmp_path / "d", polars.from_pandas(frame[:6]), 2)
+    assert seqtune.evaluate(str(tmp_path / "run"), str(kept), quiet=True)["num_items"] == 6
     asked = frame[:3].assign(n=[1, 2, None])
     texts = [answer.prediction for answer in seqtune.predict(str(tmp_path / "run"), asked["question"])]
     assert [answer.prediction for answer in seqtune.predict(str(tmp_path / "run"), asked)] == texts
