@@ -167,7 +167,7 @@ class SequenceLearner(BaseEstimator):
         return np.array([p.score for p in self.predictions(inputs)])
 
     def predict_nbest(self, inputs: Any, n: int) -> list[list[tuple[str, float]]]:
-        """The n best hypotheses of a beam search for every input, each with its natural log-probability, as ranked.
+        """The n best hypotheses of a beam search for every input, as it ranks them, each with its log-probability (base e).
 
         Raises:
             ConfigError: n is more than the beams that there can be.

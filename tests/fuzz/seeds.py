@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import tarfile
 import zipfile
 
 import numpy as np
@@ -50,6 +51,35 @@ methanol
 
 $$$$
 """
+
+
+BUNDLE = {
+    "name": "t", "data": {"path": "rows.jsonl"}, "columns": {"word": "input"}, "templates": ["Say {word}:", {"template": "{input}?"}],
+    "cluster": "c", "metric": "exact_match", "chain": "more", "pool": "rows.jsonl",
+}  # fmt: skip
+INSTRUCTIONS = {
+    "Definition": ["Add."], "Categories": ["c"], "Positive Examples": [{"input": "90+1", "output": "91", "explanation": "x"}],
+    "Instances": [{"id": str(i), "input": f"{i}+1", "output": [str(i + 1)]} for i in range(9)],
+}  # fmt: skip
+JINJA = "{% for w in input.split() %}{{ loop.index }} {{ w | upper }} {% endfor %}||| {{ answer_choices[0] }}"
+PROMPTSOURCE = {
+    "dataset": "d", "subset": "s",
+    "templates": {"a": {"id": "a", "name": "n", "jinja": JINJA, "answer_choices": "a ||| b", "metadata": {"original_task": True}}},
+}  # fmt: skip
+HARNESS = {
+    "task": "t", "tag": "c", "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": "rows.jsonl"}},
+    "training_split": "train", "description": "x", "doc_to_text": "{{input}}", "doc_to_target": "output",
+    "doc_to_choice": ["a", "b"], "metric_list": [{"metric": "acc"}],
+}  # fmt: skip
+
+
+def as_tar(name: str, content: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return out.getvalue()
 
 
 def as_csv(rows: list[dict], delimiter: str = ",") -> bytes:
@@ -193,4 +223,12 @@ def seeds() -> dict[str, list[tuple[str, bytes]]]:
         "manifest": [("manifest.json", json.dumps({"files": {"manifest.json": {"bytes": 9, "sha256": "a"}}}).encode())],
         "documents": [("d.txt", b"\n\n".join(b"%d a" % i for i in range(120))), ("d.txt.gz", gzip.compress(b"a\n\nb" * 20))],
         "gguf": [("m.gguf", as_gguf())],
+        "bundle": [("b.yaml", yaml.safe_dump(BUNDLE).encode())],
+        "mixture": [("m.yaml", yaml.safe_dump({"tasks": {"t": BUNDLE}, "held_out": [], "shots": {0: 0.5, 2: 0.5}}).encode())],
+        "promptsource": [
+            ("p.yaml", yaml.safe_dump(PROMPTSOURCE).encode()), ("p.tar.gz", as_tar("a/p.yaml", yaml.safe_dump(PROMPTSOURCE).encode())),
+        ],
+        "natural-instructions": [("n.json", json.dumps(INSTRUCTIONS).encode())],
+        "flan": [("f.json", json.dumps({"PATTERNS": {"t": [["Say {a}: {options_}", "{answer}"]] * 2}}).encode())],
+        "harness": [("h.yaml", yaml.safe_dump(HARNESS).encode())],
     }  # fmt: skip

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from fuzz.readers import READERS, outcome
-from fuzz.seeds import seeds
+from fuzz.seeds import ROWS, as_jsonl, seeds
 
 MINUTES = float(os.environ.get("SEQTUNE_FUZZ_MINUTES", "0"))
 EXAMPLES = 20
@@ -80,6 +80,7 @@ def test_a_damaged_file_is_read_or_refused(name, tmp_path, monkeypatch):
     if name == "xlsx":
         pytest.importorskip("openpyxl")
     files, counts = seeds()[name], Counter()
+    (tmp_path / "rows.jsonl").write_bytes(as_jsonl(ROWS))  # which task bundles name
     for file, content in files:  # whole, they are read
         (tmp_path / file).write_bytes(content)
         assert outcome(name, tmp_path / file)["said"] == "read" or (name, file) in REFUSED

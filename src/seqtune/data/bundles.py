@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from seqtune import plugins
 from seqtune.config import Config
-from seqtune.data.collections import is_collection, natural_instructions, read_collection
+from seqtune.data.collections import is_collection, is_json_object, natural_instructions, read_collection
 from seqtune.data.places import is_saved
 from seqtune.data.sources import read_examples
 from seqtune.data.table import Table
@@ -125,7 +125,10 @@ def bundle_of(content: dict[str, Any], name: str, folder: Path, said: str = "") 
     Raises:
         ConfigError: a key is wrong; all are named.
     """
-    content = {**content, "data": dict(content.get("data") or {})}
+    given = content.get("data") or {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"{said}data = {str(given)[:60]!r}: it must be a mapping of keys, such as {{path: rows.csv}}")
+    content = {**content, "data": dict(given)}
     for key, section in MOVED.items():
         if key in content:
             content[section].setdefault(key, content.pop(key))
@@ -194,7 +197,7 @@ def kind_of(name: str) -> Literal["mixture", "bundle", "other"]:
     if path.is_dir() or "#" in name or (not path.exists() and name in plugins.names("tasks")):
         return "bundle"
     if path.suffix == ".json" and path.exists():
-        return "bundle" if _is_object(path) else "other"
+        return "bundle" if is_json_object(path) else "other"
     if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
         return "other"
     if is_collection(path):
@@ -205,20 +208,13 @@ def kind_of(name: str) -> Literal["mixture", "bundle", "other"]:
     return "bundle" if keys & ({*Bundle.model_fields, *MOVED, "template"} - {*Config.model_fields}) else "other"
 
 
-def _is_object(path: Path) -> bool:
-    """Whether a JSON file is a task of Natural Instructions; a table is a list."""
-    with path.open("rb") as handle:
-        return handle.read(2**10).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-
-
 def read_rows(name: str, data: DataConfig) -> tuple[Table, list[Rejected]]:
     """A bundle's rows: of a table, or of a task of Natural Instructions, which holds its own.
 
     Raises:
         DataError: they cannot be read.
     """
-    path = Path(name.partition("#")[0])
-    if path.suffix == ".json" and path.exists() and _is_object(path):
+    if is_json_object(Path(name.partition("#")[0])):
         return natural_instructions.rows(name), []
     return read_examples(name, data)
 
