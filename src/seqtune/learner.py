@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from seqtune import folders, progress
 from seqtune.config import load_config, validate
+from seqtune.data.cells import cell
 from seqtune.data.frames import frame_of, name_of, settings_of
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, DataError, RunError
@@ -102,7 +103,7 @@ class SequenceLearner(BaseEstimator):
         Raises:
             DataError: the sequences differ in length or hold something else than text.
         """
-        rows = _rows(inputs, "inputs")
+        rows, _ = _rows(inputs, "inputs")
         answers = _texts(outputs, "outputs")
         if len(rows) != len(answers):
             raise DataError(f"{len(rows)} inputs but {len(answers)} outputs; they must pair up")
@@ -166,7 +167,7 @@ class SequenceLearner(BaseEstimator):
         return np.array([p.score for p in self.predictions(inputs)])
 
     def predict_nbest(self, inputs: Any, n: int) -> list[list[tuple[str, float]]]:
-        """The n best hypotheses of a beam search for every input, each with its log-probability (base e), best first.
+        """The n best hypotheses of a beam search for every input, as it ranks them, each with its log-probability (base e).
 
         Raises:
             ConfigError: n is more than the beams that there can be.
@@ -174,7 +175,7 @@ class SequenceLearner(BaseEstimator):
         check_is_fitted(self, "predictor_")
         decode = self.predictor_.decode.model_dump() | {"num_beams": max(n, self.predictor_.decode.num_beams), "num_return": n}
         searching = self.predictor_.searching_by(validate(DecodeConfig, decode, "decode."))
-        return [[(h.text, h.score) for h in p.hypotheses] for p in searching.predict(_examples(inputs))]
+        return [[(h.text, h.score) for h in p.hypotheses] for p in searching.predict(_examples(searching, inputs))]
 
     def predict_file(self, path: str, batch_size: int = 1024) -> Iterator[Prediction]:
         """Answers to a table of any size, in its order, `batch_size` of them in memory at a time; a row without text is named.
@@ -201,7 +202,7 @@ class SequenceLearner(BaseEstimator):
         How many hypotheses is a setting: `SequenceLearner(num_beams=5, settings={"decode.num_return": 5})`.
         """
         check_is_fitted(self, "predictor_")
-        return Answers(self.predictor_.predict(_examples(inputs)))
+        return Answers(self.predictor_.predict(_examples(self.predictor_, inputs)))
 
     def score(self, inputs: Any, outputs: Sequence[str]) -> float:
         """Exact match, in [0, 1]; outer blanks of the outputs do not count, as no answer has any."""
@@ -249,7 +250,8 @@ def predict(run: str, inputs: Any, **decode: Any) -> list[Prediction]:
     Example:
         seqtune.predict("runs/names", ["CCO"], num_beams=5)[0].prediction
     """
-    return Answers(Predictor.of_run(run, decode).predict(_examples(inputs)))
+    predictor = Predictor.of_run(run, decode)
+    return Answers(predictor.predict(_examples(predictor, inputs)))
 
 
 def evaluate(run: str, data: Any, out: str | None = None, *, quiet: bool = False, **decode: Any) -> dict[str, Any]:
@@ -289,25 +291,27 @@ def compare(a: str, b: str) -> dict[str, Any]:
     return Scores(scoring.compare(scoring.read_predictions(a), scoring.read_predictions(b)))
 
 
-def _examples(inputs: Any) -> list[Example]:
-    rows = _rows(inputs, "inputs")
-    return [Example(str(i), row["input"], None, row) for i, row in enumerate(rows, start=1)]
+def _examples(predictor: Predictor, inputs: Any) -> list[Example]:
+    rows, asked = _rows(inputs, "inputs", predictor.task.input)
+    return [Example(str(i), row[asked], None, row) for i, row in enumerate(rows, start=1)]
 
 
-def _rows(values: Any, what: str) -> list[dict[str, str]]:
-    """Each row's columns; what is no frame has the column `input` alone."""
+def _rows(values: Any, what: str, column: str = "input") -> tuple[list[dict[str, str]], str]:
+    """Each row's columns, and the one that is asked about: `column` or `input`; what is no frame has that alone."""
     values = frame_of(values)
-    if not hasattr(values, "columns"):
-        return [{"input": text} for text in _texts(values, what)]
-    names = [str(name) for name in values.columns]
-    if len(names) == 1:
-        return [{"input": text} for text in _texts(values[values.columns[0]], what)]
-    if "input" not in names:
+    names = [str(name) for name in getattr(values, "columns", ())]
+    if len(names) < 2:
+        return [{"input": text} for text in _texts(values[values.columns[0]] if names else values, what)], "input"
+    asked = next((name for name in (column, "input") if name in names), None)
+    if asked is None:
         raise DataError(
-            f"{what} is a frame without a column 'input'; rename the one that is asked about; columns: {', '.join(names)}"
+            f"{what} is a frame without a column {column!r}; rename the one that is asked about; columns: {', '.join(names)}"
         )
-    columns = [_texts(values[name], f"{what}[{name!r}]") for name in values.columns]
-    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    cells = [
+        _texts(values[each], f"{what}[{name!r}]") if name == asked else [cell(value) for value in values[each]]
+        for name, each in zip(names, values.columns, strict=True)
+    ]
+    return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)], asked
 
 
 def _texts(values: Any, what: str) -> list[str]:

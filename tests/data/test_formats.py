@@ -261,6 +261,17 @@ def test_fit_and_evaluate_take_frames(tmp_path, monkeypatch, llama_folder):
     fitted = seqtune.fit({"train": frame, "test": frame[:5]}, settings=settings, quiet=True)
     assert fitted.metrics["num_items"] == 5
     assert seqtune.evaluate(str(tmp_path / "run"), polars.from_pandas(frame[:4]), quiet=True)["num_items"] == 4
+    kept = save(tmp_path / "d", polars.from_pandas(frame[:6]), 2)
+    assert seqtune.evaluate(str(tmp_path / "run"), str(kept), quiet=True)["num_items"] == 6
+    asked = frame[:3].assign(
+        n=[1, 2, None], d=pandas.to_datetime(["2024-02-01", None, None]), s=pandas.array([1, None, 2], "Int64")
+    )
+    texts = [answer.prediction for answer in seqtune.predict(str(tmp_path / "run"), asked["question"])]
+    assert [answer.prediction for answer in seqtune.predict(str(tmp_path / "run"), asked)] == texts
+    with pytest.raises(
+        DataError, match="a frame without a column 'question'; rename the one that is asked about; columns: q, n"
+    ):
+        seqtune.predict(str(tmp_path / "run"), asked[["question", "n"]].rename(columns={"question": "q"}))
     assert seqtune.SequenceLearner.load(str(tmp_path / "run")).report() == tmp_path / "run" / "report.html"
     frame[:3].to_feather(tmp_path / "ask.feather")
     assert (

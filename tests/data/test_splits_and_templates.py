@@ -132,6 +132,7 @@ def test_other_columns_and_literal_braces():
     ("settings", "message"),
     [
         ({"template": "papr"}, "must contain {input} or be a preset .* did you mean 'paper'"),
+        ({"template": "{question}"}, r"; {input} stands for the input column, whatever it is called"),
         ({"template": "{input} {output}"}, "would read its answer"),
         ({"template": "{input"}, "write a literal brace as"),
         ({"template": "{input.__class__}"}, "nothing else in the braces"),

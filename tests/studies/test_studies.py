@@ -134,11 +134,33 @@ def test_the_validation_of_the_kept_weights_is_the_first_of_the_best(tmp_path):
         {"exact_match": 0.2, "edit_similarity": 0.5, "num_items": 20},
         {"exact_match": 0.2, "edit_similarity": 0.4, "num_items": 90},
     ]
-    lines = [json.dumps({"step": i, "validation": v}) + "\n" for i, v in enumerate(found)]
-    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 0, "loss": 1.0}) + "\n" + "".join(lines) + '{"step": 9, "valid')
+    lines = [json.dumps({"step": i, "seconds": 1.0, "validation": v}) + "\n" for i, v in enumerate(found)]
+    lines.insert(0, json.dumps({"step": 0, "loss": 1.0, "num_tokens": 9, "seconds": 1.0}) + "\n")
+    (tmp_path / "log.jsonl").write_text("".join(lines) + '{"step": 9, "valid')
     log = read_log(tmp_path)
     assert validations(log) == found
     assert kept_validation(log) == found[1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, ',
+        "[1]",
+        '{"step": 1}',
+        '{"step": 1, "seconds": "x"}',
+        '{"step": 1, "seconds": 1, "loss": 2}',
+        '{"step": 1, "seconds": 1, "validation": 3}',
+        '{"step": 1, "seconds": 1, "validation": {"edit_similarity": 1}}',
+        "[" * 9000,
+        "\ud800",
+    ],
+)
+def test_a_line_of_a_log_that_no_training_wrote_is_named(tmp_path, line):
+    whole = '{"step": 1, "seconds": 1, "loss": 2, "num_tokens": 3}\n'
+    (tmp_path / "log.jsonl").write_bytes((whole + line + "\n").encode(errors="surrogatepass"))
+    with pytest.raises(RunError, match="log.jsonl' is damaged .line 2: "):
+        read_log(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -403,9 +425,8 @@ class FakeTask:
             self.left -= 1
             value = self.height * (1 - self.left / (2 * self.length))
             with self.log.open("a") as log:
-                log.write(
-                    json.dumps({"step": 1, "validation": {"edit_similarity": value, "exact_match": 0.0, "num_items": 5}}) + "\n"
-                )
+                scores = {"edit_similarity": value, "exact_match": 0.0, "num_items": 5}
+                log.write(json.dumps({"step": 1, "seconds": 1.0, "validation": scores}) + "\n")
         return self.stopped or not self.left
 
     def result(self):

@@ -19,6 +19,7 @@ from pyarrow import types
 from seqtune.data.archives import EXPANSION, WINDOW, too_large
 
 CELL = 4  # bytes that each counts for
+MISSING = ("NAType", "NaTType")  # how pandas calls what is missing; neither is equal to anything, nor different
 NESTED_ROWS = 256  # with lists in them: what they hold is known only when they are read
 UNREADABLE = (
     polars.exceptions.PolarsError, polars.exceptions.PanicException, pyarrow.ArrowException, OSError, ValueError, OverflowError,
@@ -38,13 +39,17 @@ def cell(value: object) -> str:
         >>> cell(1.5), cell(None), cell(["a"]), cell(datetime.datetime(2024, 2, 1))
         ('1.5', '', '["a"]', '2024-02-01')
     """
+    if value is None or type(value).__name__ in MISSING:
+        return ""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | dict):
         return NoText(json.dumps(value, default=str))
     if isinstance(value, bytes):
         return NoText(json.dumps({"bytes": len(value)}))
     if isinstance(value, datetime.datetime) and value.time() == datetime.time():
         return value.date().isoformat()  # how a sheet keeps a date
-    return "" if value is None or value != value else str(value)  # noqa: PLR0124 - NaN, a missing number
+    return "" if value != value else str(value)  # noqa: PLR0124 - NaN, a missing number
 
 
 def flat_names(schema: pyarrow.Schema) -> list[str]:

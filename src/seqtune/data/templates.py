@@ -57,7 +57,8 @@ class Template:
         if "input" not in names:
             raise ConfigError(
                 f"format.template = {config.template!r}: it must contain {{input}} or be a preset "
-                f"({', '.join(PRESETS)}){did_you_mean(config.template, PRESETS)}"
+                f"({', '.join(PRESETS)}){did_you_mean(config.template, PRESETS)}; "
+                "{input} stands for the input column, whatever it is called"
             )
         if "output" in names:
             raise ConfigError("format.template must not contain {output}: the model would read its answer")
