@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from torch import distributed
 
-from seqtune.errors import ConfigError, did_you_mean
+from seqtune.errors import ConfigError, RunError, did_you_mean
 from seqtune.sections import TrainConfig
 
 LONGEST_WAIT = timedelta(days=7)
+Value = TypeVar("Value")
 
 
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
@@ -68,10 +69,58 @@ class Agreement:
         distributed.broadcast_object_list(box, src=0, group=self._group, device=torch.device("cpu"))
         return box[0]
 
+    def in_main(self, work: Callable[[], Value]) -> Value:
+        """What the main process makes of the work; where it fails, all end, and it says why."""
+        return self.from_main(self._done(work if process_state().is_main_process else None))
+
+    def in_turn(self, work: Callable[[], Value], *, first: bool) -> Value:
+        """Work that leaves what it makes in the cache: done by some processes, then by the others, which find it there.
+
+        Args:
+            work: likewise everywhere.
+            first: true in one process of each machine, as caches may be a machine's own.
+        """
+        made = self._done(work if first else None)
+        return made if first else work()
+
+    def _done(self, work: Callable[[], Value] | None) -> Any:
+        made, error = None, None
+        try:
+            made = work() if work else None
+        except Exception as found:  # whatever it is, the others wait for this process
+            error = found
+        [failed] = self.largest(error is not None)
+        if error:
+            raise error
+        if failed:
+            raise SystemExit(1)  # in silence: one that failed says why
+        return made
+
+    @contextmanager
+    def reachable(self) -> Iterator[None]:
+        """Within, the end of another process is an error that says so, as soon as this one waits for it.
+
+        Raises:
+            RunError: there was a process too few.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self._group is None or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+                raise
+            raise RunError(
+                f"another process of this training has ended, or is out of reach ({_first_line(error)}); its output may say "
+                "why. The same command with --resume goes on from the last checkpoint, with any number of processes"
+            ) from error
+
     def wait(self) -> None:
         """Until every process is here."""
         if self._group is not None:
             distributed.barrier(self._group)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_trackers(config: TrainConfig) -> None:
@@ -92,13 +141,3 @@ def check_trackers(config: TrainConfig) -> None:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Matrix products in `dtype`; nothing for fp32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-@contextmanager
-def no_sync(accelerator: Accelerator, module: torch.nn.Module, skip: bool) -> Iterator[None]:
-    """Leave gradients to themselves if more are to come in this step."""
-    if skip:
-        with accelerator.no_sync(module):
-            yield
-    else:
-        yield
