@@ -152,10 +152,12 @@ from seqtune.records import Encoded
 from seqtune.training.loop import Trainer
 
 rows = [Encoded(torch.arange(5 + i % 7, 14 + i % 7).numpy().astype("int32"), 2) for i in range(24)]
-for port in sys.argv[1:]:
+parallel = sys.argv[1]
+for port in sys.argv[2:]:
     os.environ["MASTER_PORT"] = port
     folder = Path()
-    run = Trainer(build_model("llama", 300), rows, TrainConfig(batch_size=4, epochs=500, precision="fp32"), folder)
+    config = TrainConfig(batch_size=4, epochs=500, precision="fp32", parallel=parallel)
+    run = Trainer(build_model("llama", 300), rows, config, folder)
     found, step = run.restore(), run._step
     Path(f"ready{run.accelerator.process_index}.{found}").touch()
     def slow(batches):
@@ -163,15 +165,17 @@ for port in sys.argv[1:]:
         step(batches)
     run._step = slow
     outcome = run.run(quiet=True)
-    print(outcome.reason, outcome.state.step, float(sum(p.detach().double().sum() for p in run.model.parameters())), flush=True)
+    weights = 0.0 if parallel == "fsdp" else float(sum(p.detach().double().sum() for p in run.model.parameters()))
+    print(outcome.reason, outcome.state.step, weights, flush=True)
     AcceleratorState._reset_state(reset_partial_state=True)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_end_together_whenever_the_signals_come(tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_end_together_whenever_the_signals_come(tmp_path, parallel):
     """Ctrl-C 0.3 seconds apart, then, resumed, SIGTERM to one of the two alone: same step, same weights, a checkpoint."""
-    processes = several.start(2, ["-c", WORKER, several.free_port(), several.free_port()], tmp_path)
+    processes = several.start(2, ["-c", WORKER, parallel, several.free_port(), several.free_port()], tmp_path)
 
     def wait_for_training(resumed: bool) -> None:
         deadline = time.monotonic() + 120

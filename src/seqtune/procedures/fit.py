@@ -108,15 +108,12 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
 
     with agreement.reachable(), ExitStack() as held:
         agreement.in_main(check_folder)
-        check_trackers(config.train)
-        config, notes = with_columns(config)
+        agreement.everywhere(lambda: check_trackers(config.train))
+        config, notes = agreement.everywhere(lambda: with_columns(config))
         for note in notes:
             say(note)
-        prepared = agreement.in_turn(lambda: prepare(config), first=process.is_local_main_process)
-        check_packages(prepared.task, config.decode)
-        for mixed in prepared.mixture:
-            check_metric(mixed)
-        model, adapter = starting_point(config, prepared)
+        prepared = agreement.everywhere(lambda: prepare(config), first=process.is_local_main_process)
+        model, adapter = agreement.everywhere(lambda: starting_point(config, prepared))
         for line in account(prepared):
             say(line)
         agreement.in_main(lambda: _say_what_is_odd(prepared, folder, say))
@@ -149,6 +146,9 @@ def starting_point(config: Config, prepared: Prepared) -> tuple[PreTrainedModel,
 
     If the base is itself the run of an adapter, that adapter is merged first.
     """
+    check_packages(prepared.task, config.decode)
+    for mixed in prepared.mixture:
+        check_metric(mixed)
     model = load_merged(config.model, config.train.seed)
     prepared.vocabulary.apply(model)
     adapter = None

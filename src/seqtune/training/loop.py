@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -74,7 +75,8 @@ class Trainer:
         if config.compile:
             compile_backbone(model)
         self.spread = spread(model, self.accelerator, config.parallel)
-        self.model, self.loss = self.spread.model, self.spread.loss
+        self.model = self.spread.model
+        self.loss: Any = self.spread.loss
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.spread.trained, config)]
         trained = [p for p in self.spread.trained.parameters() if p.requires_grad]

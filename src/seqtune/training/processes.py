@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.tracking import get_available_trackers
 from torch import distributed
 
@@ -18,16 +19,26 @@ from seqtune.errors import ConfigError, RunError, did_you_mean
 from seqtune.sections import TrainConfig
 
 LONGEST_WAIT = timedelta(days=7)
+SHARING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 Value = TypeVar("Value")
 
 
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    """Accelerate's handle on this process, its device and its trackers."""
+    """Accelerate's handle on this process, its device and its trackers.
+
+    Raises:
+        ConfigError: `accelerate launch` was told to share the model out, which is done here.
+    """
     # precision is ours (`autocast`): accelerate's is fixed for the life of the process
     state = process_state()
     accelerator = Accelerator(
         log_with=[*config.trackers] or None, project_dir=str(folder), mixed_precision="no", cpu=state._cpu
     )
+    if accelerator.distributed_type in SHARING:
+        raise ConfigError(
+            f"accelerate launch is set to {accelerator.distributed_type.value}; launch without it (--multi_gpu, or torchrun): "
+            "here it is train.parallel=fsdp that shares the model out"
+        )
     if config.trackers:
         accelerator.init_trackers("seqtune", {k: v for k, v in config.model_dump().items() if k != "trackers"})
     return accelerator
@@ -70,18 +81,18 @@ class Agreement:
         return box[0]
 
     def in_main(self, work: Callable[[], Value]) -> Value:
-        """What the main process makes of the work; where it fails, all end, and it says why."""
+        """What the main process makes of the work; where it fails, all end."""
         return self.from_main(self._done(work if process_state().is_main_process else None))
 
-    def in_turn(self, work: Callable[[], Value], *, first: bool) -> Value:
-        """Work that leaves what it makes in the cache: done by some processes, then by the others, which find it there.
+    def everywhere(self, work: Callable[[], Value], *, first: bool = True) -> Value:
+        """What each process makes of the work, some before the others; where one fails, all end, and it says why.
 
         Args:
-            work: likewise everywhere.
-            first: true in one process of each machine, as caches may be a machine's own.
+            work: the same in all.
+            first: true in one process of each machine, if the work leaves in the cache what the others then find there.
         """
         made = self._done(work if first else None)
-        return made if first else work()
+        return self._done((lambda: made) if first else work)
 
     def _done(self, work: Callable[[], Value] | None) -> Any:
         made, error = None, None
@@ -89,11 +100,12 @@ class Agreement:
             made = work() if work else None
         except Exception as found:  # whatever it is, the others wait for this process
             error = found
-        [failed] = self.largest(error is not None)
-        if error:
+        number = process_state().process_index
+        [failed] = self.largest(-number if error else -math.inf)
+        if error and failed == -number:
             raise error
-        if failed:
-            raise SystemExit(1)  # in silence: one that failed says why
+        if failed > -math.inf:
+            raise SystemExit(1)  # in silence: the first of those that failed says why
         return made
 
     @contextmanager
