@@ -102,6 +102,33 @@ def test_any_number_of_processes_goes_on_from_a_checkpoint(folders, case, way):
     assert_same(folders["unbroken"] / case, folders[way] / case)
 
 
+SPOILED = """
+import torch
+from accelerate import Accelerator
+from conftest import build_model
+from seqtune.training.divergence import DivergedError, check_weights
+from seqtune.training.processes import process_state
+from seqtune.training.spread import spread
+
+state = process_state()
+trained = spread(build_model("llama", 300), Accelerator(cpu=True), "fsdp").trained
+name, parameter = list(trained.named_parameters())[3]
+for spoiled in (0, 1):
+    with torch.no_grad():
+        parameter.to_local().fill_(float("nan") if state.process_index == spoiled else 0.0)
+    try:
+        check_weights(trained, 3)
+    except DivergedError as error:
+        print(name in str(error))
+"""
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_no_number_is_seen_by_all(tmp_path):
+    """Else one process would go back, and the others wait for it."""
+    assert [out.split() for out in several.run(2, ["-c", SPOILED], tmp_path)] == [["True", "True"]] * 2
+
+
 def test_a_whole_tensor_is_its_own_shard():
     tensor = torch.ones(3, 2)
     assert whole(tensor) is tensor

@@ -257,16 +257,20 @@ class Trainer:
     def checkpoint(self) -> None:
         """Write a resumable checkpoint, which any number of processes can go on from."""
         self.journal.settle(self.state)
-        model = self.spread.trained
-        divergence.check_weights(model, self.state.step)
-        parts = checkpoints.parts(model, self.optimizers, self.average, keep=self.is_main)
+        divergence.check_weights(self.spread.trained, self.state.step)
         if self.is_main:
-            checkpoints.save(self.folder / "checkpoints", parts, self.state)
+            checkpoints.save(self.folder / "checkpoints", self._parts(), self.state)
         else:
-            for _ in parts:  # the main process puts shards together with everybody's help
+            for _ in self._parts():  # the main process puts shards together with everybody's help
                 pass
         self.agreement.wait()
         self._saved_step, self._saved_seconds = self.state.step, self.state.seconds
+
+    def _parts(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """The checkpoint's files; the next is not begun before the main process has written one, however long that takes."""
+        for part in checkpoints.parts(self.spread.trained, self.optimizers, self.average, keep=self.is_main):
+            yield part
+            self.agreement.wait()
 
     def _step(self, step: Step) -> None:
         device = self.accelerator.device
