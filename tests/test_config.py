@@ -118,3 +118,9 @@ def test_task_file_fills_columns_and_format(tmp_path):
 def test_published_schema_is_current():
     published = Path(__file__).resolve().parents[1] / "docs" / "config.schema.json"
     assert json.loads(published.read_text()) == Config.model_json_schema()
+
+
+@pytest.mark.parametrize("encoding", ["base64", "rot13", "latin-99"])
+def test_an_encoding_that_is_none_of_texts(encoding):
+    with pytest.raises(ConfigError, match=f"encoding '{encoding}' is unknown; such as utf-8"):
+        load_config(overrides={"data.encoding": encoding})

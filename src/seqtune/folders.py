@@ -190,15 +190,20 @@ def writing(path: Path, aside: Path | None = None) -> Iterator[Path]:
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
     """A hidden name beside a path, for a file or a folder that is removed in the end; so is what killed processes have left."""
+    sweep_beside(path)
     hidden = temporary(path)
-    if path.parent.is_dir():
-        for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
-            if _is_left(left, (glob.escape(path.name),)):
-                _remove(left)
     try:
         yield hidden
     finally:
         _remove(hidden)
+
+
+def sweep_beside(path: Path) -> None:
+    """Remove what killed processes have left of their attempts to write a file or folder."""
+    if path.parent.is_dir():
+        for left in path.parent.glob(f".*{glob.escape(path.name)}.*"):
+            if _is_left(left, (glob.escape(path.name),)):
+                _remove(left)
 
 
 def aside(path: Path) -> Path:

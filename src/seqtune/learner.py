@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from seqtune import folders, progress
 from seqtune.config import load_config, validate
+from seqtune.data.frames import frame_of, name_of, settings_of
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError, DataError, RunError
 from seqtune.procedures import evaluate as evaluation
@@ -25,6 +26,7 @@ from seqtune.procedures.handover import hand_over, write_beside
 from seqtune.procedures.predict import rows_of
 from seqtune.records import Example, Prediction
 from seqtune.report.notebook import Answers, Scores
+from seqtune.report.page import write_report
 from seqtune.scoring import evaluate as scoring
 from seqtune.sections import DecodeConfig
 from seqtune.training.log import read_log
@@ -33,7 +35,7 @@ from seqtune.training.log import read_log
 class SequenceLearner(BaseEstimator):
     """Learns to turn one text into another.
 
-    Inputs are texts (a list, or a column of numpy, pandas, polars or pyarrow), or a frame (pandas, polars or pyarrow) whose
+    Inputs are texts (a list, or a column of numpy, pandas, polars, pyarrow or datasets), or a frame of one of these whose
     columns the template names; a frame of one column is its texts. A fitted learner can be pickled.
 
     Args:
@@ -144,6 +146,17 @@ class SequenceLearner(BaseEstimator):
             lines = "".join(f"{json.dumps(line)}\n" for line in self.history_)
             (hidden / "log.jsonl").write_text(lines, encoding="utf-8")
 
+    def report(self) -> Path:
+        """Write `report.html` into the run folder: curves, scores where rows were held out, and every wrong answer.
+
+        Raises:
+            ConfigError: there is no run folder.
+        """
+        check_is_fitted(self, "predictor_")
+        if self.out is None:
+            raise ConfigError("report: the run was temporary; fit with out=FOLDER, or load a run")
+        return write_report(Path(self.out)).resolve()
+
     def predict(self, inputs: Any) -> np.ndarray:
         """The best hypothesis for every input, an object array [N]."""
         return np.array([p.prediction for p in self.predictions(inputs)], dtype=object)
@@ -153,7 +166,7 @@ class SequenceLearner(BaseEstimator):
         return np.array([p.score for p in self.predictions(inputs)])
 
     def predict_nbest(self, inputs: Any, n: int) -> list[list[tuple[str, float]]]:
-        """The n best hypotheses of a beam search for every input, each with its natural-log probability, best first.
+        """The n best hypotheses of a beam search for every input, each with its log-probability (base e), best first.
 
         Raises:
             ConfigError: n is more than the beams that there can be.
@@ -167,7 +180,7 @@ class SequenceLearner(BaseEstimator):
         """Answers to a table of any size, in its order, `batch_size` of them in memory at a time; a row without text is named.
 
         Args:
-            path: CSV, TSV, JSONL or Parquet, with the columns that the template names.
+            path: any table that `seqtune fit` reads, with the columns that the template names.
             batch_size: rows that are answered together.
 
         Raises:
@@ -203,11 +216,12 @@ class SequenceLearner(BaseEstimator):
         return tags
 
 
-def fit(data: str, *, settings: Mapping[str, Any] | None = None, quiet: bool = False) -> Fitted:
+def fit(data: Any, *, settings: Mapping[str, Any] | None = None, quiet: bool = False) -> Fitted:
     """What `seqtune fit` does: fine-tune on a table, measure on held-out rows, leave a run folder.
 
     Args:
-        data: the table.
+        data: the table's name; or a frame of pandas, polars, pyarrow or datasets; or a dictionary of either with `train` and
+            perhaps `validation` and `test`, such as a DatasetDict. Frames are kept in the cache folder.
         settings: dotted key -> value, such as `{"data.input": "smiles", "train.epochs": 5, "out": "runs/names"}`.
         quiet: show nothing.
 
@@ -218,7 +232,7 @@ def fit(data: str, *, settings: Mapping[str, Any] | None = None, quiet: bool = F
         fitted = seqtune.fit("pairs.csv", settings={"out": "runs/names"})
         fitted.metrics["exact_match"]["value"]
     """
-    return fitting.fit(load_config(overrides={"data.path": data, **(settings or {})}), quiet=quiet)
+    return fitting.fit(load_config(overrides=settings_of(data) | dict(settings or {})), quiet=quiet)
 
 
 def predict(run: str, inputs: Any, **decode: Any) -> list[Prediction]:
@@ -238,12 +252,12 @@ def predict(run: str, inputs: Any, **decode: Any) -> list[Prediction]:
     return Answers(Predictor.of_run(run, decode).predict(_examples(inputs)))
 
 
-def evaluate(run: str, data: str, out: str | None = None, *, quiet: bool = False, **decode: Any) -> dict[str, Any]:
+def evaluate(run: str, data: Any, out: str | None = None, *, quiet: bool = False, **decode: Any) -> dict[str, Any]:
     """Scores of a run on a table with its columns; the content of `metrics.json`.
 
     Args:
         run: run folder, model folder or hub id.
-        data: the table, or a run: its test rows again.
+        data: the table's name, or a frame; or a run: its test rows again.
         out: folder for the predictions and scores; `None` for none.
         quiet: show no progress.
         decode: settings that differ from the run's own, such as `num_beams=5`.
@@ -254,7 +268,9 @@ def evaluate(run: str, data: str, out: str | None = None, *, quiet: bool = False
     Example:
         seqtune.evaluate("runs/names", "test.csv")["exact_match"]["value"]
     """
-    return Scores(evaluation.evaluate(run, evaluation.Questions(data, decode=decode), Path(out) if out else None, quiet=quiet))
+    return Scores(
+        evaluation.evaluate(run, evaluation.Questions(name_of(data), decode=decode), Path(out) if out else None, quiet=quiet)
+    )
 
 
 def compare(a: str, b: str) -> dict[str, Any]:
@@ -280,8 +296,7 @@ def _examples(inputs: Any) -> list[Example]:
 
 def _rows(values: Any, what: str) -> list[dict[str, str]]:
     """Each row's columns; what is no frame has the column `input` alone."""
-    if isinstance(values, pyarrow.Table | pyarrow.RecordBatch):
-        values = polars.from_arrow(values)
+    values = frame_of(values)
     if not hasattr(values, "columns"):
         return [{"input": text} for text in _texts(values, what)]
     names = [str(name) for name in values.columns]

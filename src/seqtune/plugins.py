@@ -31,7 +31,7 @@ EXTRAS = {
     "bitsandbytes": "quant", "ctranslate2": "fast", "vllm": "vllm", "tensorboard": "track", "gguf": "gguf",
     "lm-eval": "bench-suites",
     "xllamacpp": "export", "onnxscript": "export", "onnxruntime": "export", "mlx-lm": "mlx",
-    "fastapi": "serve", "uvicorn": "serve", "prometheus-client": "serve",
+    "openpyxl": "excel", "fastapi": "serve", "uvicorn": "serve", "prometheus-client": "serve",
 }  # fmt: skip
 Kind = Literal["sources", "tasks", "metrics", "verifiers"]
 
@@ -190,8 +190,12 @@ def task_keys(name: str) -> dict[str, Any]:
     return {"input": pack.input, "output": pack.output, "template": pack.template, "plugin": name}
 
 
-def load(reference: str) -> Any:
+def load(reference: str, purpose: str | None = None) -> Any:
     """Import `module:attribute`.
+
+    Args:
+        reference: what to import.
+        purpose: what needs it, for the error; default: the module.
 
     Raises:
         MissingDependencyError: a package that the module needs is not installed.
@@ -202,4 +206,4 @@ def load(reference: str) -> Any:
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         pack = module.split(".")[1] if module.startswith("seqtune.") else module.split(".")[0]
-        raise MissingDependencyError(package, EXTRAS.get(package, pack), module) from None
+        raise MissingDependencyError(package, EXTRAS.get(package, pack), purpose or module) from None

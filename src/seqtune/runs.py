@@ -221,7 +221,7 @@ def finish(folder: Path) -> None:
 def write_manifest(folder: Path, files: Iterable[Path]) -> None:
     """Write down each file with its size and SHA-256, the last thing that is done to a folder."""
     entries = {str(path.relative_to(folder)): _entry(path) for path in files}
-    write_json(folder / MANIFEST, {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "files": entries})
+    write_json(folder / MANIFEST, {"files": entries})  # and nothing else, for nothing would tell damage to it
 
 
 def differences(folder: Path, *parts: str) -> dict[str, str]:

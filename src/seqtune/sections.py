@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,7 +47,9 @@ class SplitConfig(Section):
 class DataConfig(Section):
     """Where the pairs are and which columns matter."""
 
-    path: str | None = Field(default=None, description="CSV, TSV, JSONL or Parquet (also .gz/.zst), or hf://datasets/...")
+    path: str | None = Field(
+        default=None, description="a table: CSV, JSON, Parquet, Arrow, .xlsx, packed or not, or hf://datasets/..."
+    )
     validation_path: str | None = Field(default=None, description="a file of its own for validation")
     test_path: str | None = Field(default=None, description="a file of its own for the final evaluation")
     input: str = Field(default="input", description="column with the input text")
@@ -65,6 +66,11 @@ class DataConfig(Section):
         default=None, description="default: comma for .csv, tab for .tsv, or what parts the header, which is said"
     )
     quote: Annotated[str, Field(max_length=1)] = Field(default='"', description="quote character; '' for none")
+    header: bool = Field(
+        default=True,
+        description="false: the first line of a text or sheet is a row; two columns are input and output, more are 1, 2, ...",
+    )
+    sheet: str | None = Field(default=None, description="of a workbook; default: the first that is not hidden, which is said")
     num_examples: PositiveInt | None = Field(
         default=None, description="train on this many rows; a smaller number is a subset of a larger one"
     )
@@ -77,7 +83,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _known_encoding(self) -> DataConfig:
         try:
-            codecs.lookup(self.encoding or "utf-8")
+            "".encode(self.encoding or "utf-8")
         except LookupError:
             raise ValueError(f"encoding {self.encoding!r} is unknown; such as utf-8, utf-16, cp1252, shift_jis") from None
         return self

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -35,13 +35,17 @@ _Loader.add_implicit_resolver(
 MAX_NODES = 1_000_000  # of a text, each as often as it is named
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, make_loader: Callable[[str], Any] = _Loader) -> Any:
     """The value of a YAML text.
+
+    Args:
+        text: YAML.
+        make_loader: one of PyYAML's safe loaders.
 
     Raises:
         yaml.YAMLError: it is no YAML, or names its own parts (`*name`) so often that it becomes far larger than it is.
     """
-    loader = _Loader(text)
+    loader = make_loader(text)
     try:
         root = loader.get_single_node()
         if root is None:
@@ -189,8 +193,15 @@ def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
 
 
 def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    """The section that holds a key; places in lists, and the kinds that a value was tried as, lead no further."""
     for name in path:
-        annotation = model.model_fields[name].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        field = model.model_fields.get(name)
+        model = next(_sections_in(field.annotation), model) if field else model
     return model
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)

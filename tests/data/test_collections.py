@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections import Counter
@@ -10,7 +11,7 @@ import pytest
 
 from conftest import SHARED
 from seqtune.config import load_config
-from seqtune.data.bundles import kind_of, read_bundle
+from seqtune.data.bundles import Bundle, kind_of, read_bundle, read_rows
 from seqtune.data.collections import read_collection
 from seqtune.data.mixture import mixed_sides, open_mixture
 from seqtune.data.wordings import ANSWER, OPTIONS, Wording, wording_of
@@ -202,11 +203,73 @@ def test_what_is_not_plain_is_named(folder, change, why):
         "{{ lipsum(n=10**6) }} ||| {{text}}",
         "{{ missing }} ||| {{text}}",
         "{{ text[100] }} ||| {{text}}",
+        "{% for i in range(1001) %}x{% endfor %} ||| {{text}}",
+        "{{ text.ljust(10**9) }} ||| {{text}}",
+        "{{ text | center(width=10**9) }} ||| {{text}}",
+        "{{ '%999999999d' % 1 }} ||| {{text}}",
+        "{{ '%999999999d' | format(1) }} ||| {{text}}",
+        "{{ '{:999999999}'.format(1) }} ||| {{text}}",
     ],
 )
 def test_jinja_that_reaches_out_is_refused(text):
     with pytest.raises(DataError):
         wording_of(text, "jinja", "").words({"text": "t", "output": "o"}, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }} ||| {{text}}", "a macro or a recursive loop"),
+        ("{% for i in [[1]] recursive %}{{ loop(i) }}{{ loop(i) }}{% endfor %} ||| {{text}}", "a macro or a recursive loop"),
+        ("{% for a in text %}" * 4 + "{% endfor %}" * 4 + "x ||| {{text}}", "loops more than 3 deep"),
+    ],
+)
+def test_jinja_that_might_never_end_is_refused(text, why):
+    with pytest.raises(ConfigError, match=why):
+        wording_of(text, "jinja", "")
+
+
+def test_texts_are_formatted_within_bounds():
+    wording = wording_of("{{ '%5.1f' | format(n) }}{{ n % 2 }}{{ text.center(5) }} ||| x", "jinja", "")
+    assert wording.words({"text": "t", "n": "3", "output": "x"}, (), 0).source == "3.01  t"
+
+
+def test_what_is_included_lies_in_the_folder(folder):
+    (folder / "inner").mkdir()
+    (folder / "base.yaml").write_text("doc_to_text: '{{text}}'\n")
+    (folder / "inner" / "t.yaml").write_text("include: ../base.yaml\ntask: t\ndoc_to_target: label\n")
+    assert "t" in read_collection(folder).tasks
+    found = read_collection(folder / "inner")
+    assert not found.tasks
+    assert "it includes base.yaml from outside of" in found.unreadable["t.yaml"]
+    assert "name the folder that holds both" in found.unreadable["t.yaml"]
+
+
+def test_yaml_that_names_itself_over_and_over_is_refused(folder):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 9)]
+    (folder / "bomb.yaml").write_text("\n".join([*lines, "dataset: d", "templates: {a: *a8}"]))
+    assert "holds more than 1,000,000 values" in read_collection(folder).unreadable["bomb.yaml"]
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path):
+    path = tmp_path / "tasks.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        entry = tarfile.TarInfo("a.yaml")
+        entry.size = 2**25
+        archive.addfile(entry, io.BytesIO(bytes(entry.size)))
+    with pytest.raises(DataError, match="unpacks to more than 500 times"):
+        read_collection(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="tasks.tar.gz' cannot be read"):
+        read_collection(path)
+
+
+def test_a_json_table_of_a_bundle_is_a_table(folder):
+    (folder / "rows.json").write_text(json.dumps([{"text": f"film {i}", "label": "good"} for i in range(5)]))
+    bundle = Bundle(data={"path": str(folder / "rows.json"), "input": "text", "output": "label"})
+    rows, rejected = read_rows(bundle.data.path, bundle.reading)
+    assert [row.input for row in rows] == [f"film {i}" for i in range(5)]
+    assert not rejected
 
 
 def test_cells_are_what_the_data_sets_had():

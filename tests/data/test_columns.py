@@ -32,7 +32,9 @@ def test_what_is_clear_is_taken(tmp_path, header, settings, expected):
         assert (named, notes) == (config, [])
         return
     assert (named.data.input, named.data.output) == expected
-    assert notes == [f"columns: {expected[0]} -> {expected[1]} (--input and --output name others)"]
+    usual = set(expected) & {"Question", "answer", "prompt", "completion"}
+    hint = "" if usual else "; if the first line is a row: --set data.header=false"
+    assert notes == [f"columns: {expected[0]} -> {expected[1]} (--input and --output name others{hint})"]
     assert with_columns(named) == (named, [])
 
 

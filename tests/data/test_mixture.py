@@ -247,6 +247,8 @@ def test_spread_keeps_each_share_up_to_one(count):
         ("tasks: [sizes]\nheld_out: [sizes]", "no task is left to train on"),
         ("tasks: [sizes]\nheld_out: [size]", "no task or cluster 'size'; did you mean 'sizes'"),
         ("tasks: [sizes]\nweights: {measures: 2}", "there is no task 'measures'; there are sizes"),
+        ("tasks: {b: {bundle: sizes, data: x}}", r"mixture.tasks.b.data = 'x': it must be a mapping of keys"),
+        ("tasks: {b: {path: x.csv, templates: [a, {tmplate: b}]}}", "tmplate: unknown key; did you mean 'template'"),
         ("tasks: [sizes, colours.yaml]\nweights: {sizes: 2}", "names some tasks and not colours"),
     ],
 )  # fmt: skip

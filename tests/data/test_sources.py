@@ -105,7 +105,7 @@ def test_hub_address_reads_from_the_hubs_cache(tmp_path, monkeypatch):
         ("t.jsonl", b"\n\n", "holds no rows"),
         ("t.jsonl", b"[1]\n", "a JSON list, not an object"),
         ("t.parquet", b"nonsense", "cannot be read as Parquet"),
-        ("t.xlsx", b"x", "the ending '.xlsx' is unknown; allowed: .csv"),
+        ("t.docx", b"x", "the ending '.docx' is unknown; allowed: .csv"),
         ("t.csv.gz", gzip.compress(as_csv() * 500)[:-30], r"gzip data is broken or cut off after line \d+"),
         ("t.csv.gz", b"plain text", "gzip data is broken or cut off after line 0"),
         ("t.csv.zst", b"plain text", "zstd data is broken"),
@@ -154,6 +154,13 @@ def test_a_broken_row_makes_no_legacy_encoding_of_a_table_in_utf8(tmp_path):
     assert [r.reason for r in rejected] == ["column 'input' is not valid UTF-8 (byte 0xf6)"]
 
 
+def test_a_text_that_ends_within_a_character_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes("input,output\na,b\n".encode("utf-16") + b"c")
+    with pytest.raises(DataError, match=r"t.csv': the text cannot be read after line 0 \(.*truncated data\); it is cut off"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -168,6 +175,15 @@ def test_a_separator_that_is_recognised_is_used_and_said(tmp_path, name, content
     [example], _ = read(tmp_path / name)
     assert (example.input, example.output) == ("a", "b, c")
     assert open_table(str(tmp_path / name), DataConfig()).dialect.notes == (f"columns are parted by {said}",)
+
+
+@pytest.mark.parametrize(("name", "sign"), [("t.txt", "\t"), ("t.csv", ";"), ("t.tsv", "\t")])
+def test_a_table_without_a_header(tmp_path, name, sign):
+    (tmp_path / name).write_text(f"a{sign}b\nc{sign}d\n")
+    examples, _ = read(tmp_path / name, header=False)
+    assert [(e.input, e.output, e.line) for e in examples] == [("a", "b", 1), ("c", "d", 2)]
+    (tmp_path / name).write_text(f"a{sign}b{sign}c\n")
+    assert open_table(str(tmp_path / name), DataConfig(header=False)).columns == ("1", "2", "3")
 
 
 def test_lists_of_json_objects_and_objects_in_them(tmp_path):
@@ -238,13 +254,14 @@ def test_bad_json_rows(tmp_path, row, reason):
 def test_surrogate_pairs_nested_escapes_and_line_separators_are_text(tmp_path):
     rows = [
         {"input": "\U0001f600", "output": "b"},
-        {"input": ["\ud800"], "output": "b"},
+        {"input": "a", "output": "b", "more": ["\ud800"]},
         {"input": "a\u2028b\x85c", "output": "b"},
     ]
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=i < 2) + "\n" for i, row in enumerate(rows)), encoding="utf-8")
     examples, rejected = read(path)
-    assert [e.input for e in examples] == ["\U0001f600", '["\\ud800"]', "a\u2028b\x85c"]
+    assert [e.input for e in examples] == ["\U0001f600", "a", "a\u2028b\x85c"]
+    assert examples[1].fields["more"] == '["\\ud800"]'
     assert not rejected
     assert all(text.encode() for e in examples for text in e.fields.values())
 

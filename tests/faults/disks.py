@@ -55,6 +55,7 @@ def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) ->
             (disk / "at").mkdir()
             if name == "report":
                 shutil.copytree(whole, page)
+            verb.prepare()
             before = taken(disk)
             if attempt:  # from hardly any room to hardly too little
                 resize(disk, before + need * (attempt - 1) // rounds)

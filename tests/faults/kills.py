@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch  # noqa: F401 - before the forks
@@ -37,6 +38,8 @@ from seqtune.cli.app import leave_in_order, run_app
 from seqtune.errors import RunError
 from seqtune.studies.processes import Process
 
+Ask = Callable[[Callable[[], bool]], None]  # takes what tells whether the child is alive
+
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "open")
 SETTINGS = {
     "train": {"max_steps": 4, "checkpoint_every": 2, "validate_every": 2, "batch_size": 8}, "decode": {"max_new_tokens": 2},
@@ -51,7 +54,7 @@ def call_here(self: Process, arguments: Sequence[str]) -> int:
 
 
 def in_child(
-    command: list[str], folder: Path, kill_at: int | None, count_to: Path | None = None, ask: Callable[[], None] | None = None
+    command: list[str], folder: Path, kill_at: int | None, count_to: Path | None = None, ask: Ask | None = None
 ) -> int:
     """The exit code of a verb in a fork; -9 if it was killed at its `kill_at`-th operation that changes `folder`.
 
@@ -65,7 +68,7 @@ def in_child(
     child = os.fork()
     if child:
         if ask:
-            ask()
+            ask(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGTERM)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -101,12 +104,14 @@ class Verb:
         watched: the folder in which operations count.
         same: whether what is there in the end is what it should be.
         ask: see `in_child`.
+        prepare: makes what it goes on from.
     """
 
     command: list[str]
     watched: Path
     same: Callable[[], bool] = lambda: True
-    ask: Callable[[], None] | None = None
+    ask: Ask | None = None
+    prepare: Callable[[], None] = lambda: None
 
 
 def flags(settings: dict, prefix: str = "") -> list[str]:
@@ -119,7 +124,7 @@ def weights(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
-def table_job(port: int, folder: Path) -> None:
+def table_job(port: int, folder: Path, is_alive: Callable[[], bool]) -> None:
     """Send a table to a server and fetch the answers, as far as it lives."""
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
     rows = b"input\n" + b"".join(b"%d\n" % n for n in range(100, 130))
@@ -128,7 +133,7 @@ def table_job(port: int, folder: Path) -> None:
         with urllib.request.urlopen(address + path, data, timeout=60) as answer:
             return answer.read()
 
-    while time.monotonic() < end:
+    while is_alive() and time.monotonic() < end:
         try:
             job = json.loads(say("/v1/jobs?kind=csv", rows))["id"]
             while json.loads(say(f"/v1/jobs/{job}"))["state"] in ("waiting", "answering"):
@@ -136,9 +141,20 @@ def table_job(port: int, folder: Path) -> None:
             (folder / "answers").write_bytes(say(f"/v1/jobs/{job}/answers"))
             return
         except (urllib.error.URLError, ConnectionError, OSError) as error:
-            if "refused" not in str(error) or (folder / "up").exists():
+            if "refused" not in str(error):
                 return  # it was killed
             time.sleep(0.1)
+
+
+def stop_in_the_middle(whole: Path, broken: Path) -> None:
+    """Make the run of a training that was stopped after its first checkpoint."""
+    shutil.copytree(whole, broken)
+    for name in (runs.MANIFEST, "metrics.json", "predictions.jsonl"):
+        (broken / name).unlink()
+    shutil.rmtree(broken / "model")
+    shutil.rmtree(runs.checkpoints(broken / "checkpoints")[-1])
+    settings = (broken / "config.yaml").read_text()
+    (broken / "config.yaml").write_text(settings.replace(str(whole), str(broken)))
 
 
 def verbs_of(table: str, base: str, folder: Path, whole: Path, broken: Path) -> dict[str, Verb]:
@@ -166,16 +182,25 @@ def verbs_of(table: str, base: str, folder: Path, whole: Path, broken: Path) -> 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answers = folder / "answers"
+
+    def trained() -> bool:
+        return weights(broken) == weights(whole) and runs.verify(broken) == {}
+
     return {
-        "fit": Verb(fit, broken, lambda: weights(broken) == weights(whole) and runs.verify(broken) == {}),
+        "fit": Verb(fit, broken, trained),
+        "resume": Verb(fit, broken, trained, prepare=lambda: stop_in_the_middle(whole, broken)),
         "export": Verb(["export", str(whole), "--out", str(broken)], broken.parent),
         "predict": Verb(["predict", str(whole), "100", "--out", f"{broken}.jsonl"], broken.parent),
+        "shards": Verb(
+            ["predict", str(whole), "--file", table, "--out", str(broken), "--shard-rows", "9"], broken.parent,
+            lambda: sum(p.read_bytes().count(b"\n") for p in broken.glob("part-*")) == 60 and runs.differences(broken) == {},
+        ),
         "report": Verb(["report", str(whole)], whole),
         "data": Verb([*molecules, "--out", f"{broken}.csv"], broken.parent, lambda: len(Path(f"{broken}.csv").read_text().split()) > 60),
         "study": Verb(["study", str(file)], broken.parent, lambda: _studied(broken, whole)),
         "serve": Verb(
             ["serve", str(whole), "--port", str(port)], Path(os.environ["TMPDIR"]),
-            lambda: answers.read_text().count("\n") == 31 and runs.verify(whole) == {}, lambda: table_job(port, folder),
+            lambda: answers.read_text().count("\n") == 31 and runs.verify(whole) == {}, partial(table_job, port, folder),
         ),
     }  # fmt: skip
 
@@ -197,6 +222,7 @@ def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) ->
         if chosen and name not in chosen:
             continue
         broken.parent.mkdir()
+        verb.prepare()
         ended = (0, 128 + signal.SIGTERM) if verb.ask else (0,)
         code = in_child(verb.command, verb.watched, None, count, verb.ask)
         assert code in ended, (name, code, (folder / "said").read_text()[-2000:])
@@ -207,6 +233,7 @@ def main(table: str, base: str, folder: Path, rounds: int, chosen: list[str]) ->
         died = held = 0
         for moment in tried:
             broken.parent.mkdir()
+            verb.prepare()
             (folder / "answers").unlink(missing_ok=True)
             killed = in_child(verb.command, verb.watched, moment, None, verb.ask)
             if name == "study" and killed == 0:  # its trainings and its tables take turns, so the number of operations varies

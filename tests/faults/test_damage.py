@@ -119,6 +119,22 @@ def test_verify_names_what_differs(run, capsys):
     assert "is no finished run: there is no manifest.json in it" in capsys.readouterr().err
 
 
+def test_no_byte_of_a_manifest_can_change_unseen(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    runs.write_manifest(tmp_path, [tmp_path / "a.json"])
+    file = tmp_path / "manifest.json"
+    whole = file.read_bytes()
+    assert runs.differences(tmp_path) == {}
+    for at in range(len(whole)):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :]):
+            file.write_bytes(damaged)
+            try:
+                seen = runs.differences(tmp_path)
+            except RunError:
+                continue
+            assert seen or damaged.rstrip() == whole.rstrip(), (at, damaged)
+
+
 def test_a_manifest_leads_nowhere_else(run):
     for name in ("../other", "/etc/passwd"):
         (run / "manifest.json").write_text(json.dumps({"files": {name: {"bytes": 1, "sha256": ""}}}))

@@ -38,5 +38,5 @@ def test_a_full_disk_loses_nothing(disk, llama_folder, tmp_path):
     assert done.returncode == 0
     counts = json.loads(done.stdout)
     print(counts)
-    assert set(counts) == {"fit", "export", "predict", "report", "data", "study"}
+    assert set(counts) == {"fit", "resume", "export", "predict", "shards", "report", "data", "study"}
     assert all(verb["disks"] == verb["held"] and verb["full"] for verb in counts.values())

@@ -32,5 +32,5 @@ def test_a_kill_at_any_file_operation_loses_nothing(llama_folder, tmp_path):
     assert done.returncode == 0
     counts = json.loads(done.stdout)
     print(counts)
-    assert set(counts) == {"fit", "export", "predict", "report", "data", "study", "serve"}
+    assert set(counts) == {"fit", "resume", "export", "predict", "shards", "report", "data", "study", "serve"}
     assert all(verb["killed"] == verb["held"] > 1 for verb in counts.values())

@@ -7,6 +7,7 @@ As a program it says what each of some files comes to, in how many seconds of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -23,6 +24,7 @@ from seqtune.data.sources import read_examples
 from seqtune.data.tasks import Task
 from seqtune.errors import SeqtuneError
 from seqtune.models.weight_files import read_settings, shapes_in, shard_names
+from seqtune.procedures.tasks import listed, rendered
 from seqtune.scoring.evaluate import evaluate, read_archive, read_predictions
 from seqtune.sections import DataConfig
 from seqtune.studies.points import load_study, plan
@@ -61,10 +63,26 @@ def gguf(path: Path) -> int:
     return len(_facts(path))
 
 
+def tasks(path: Path) -> int:
+    """Bundles, mixtures and collections: what they hold, and the first row in every template."""
+    found, unreadable = listed(str(path))
+    for each in found:
+        with contextlib.suppress(SeqtuneError):
+            rendered(str(path) if len(found) == 1 else f"{path}#{each.name}")
+    return len(found) + len(unreadable)
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "csv": table,
     "jsonl": table,
+    "json": table,
+    "txt": table,
+    "packed": table,
+    "zip": table,
     "parquet": table,
+    "arrow": table,
+    "xlsx": table,
+    "saved": lambda path: table(path.parent),
     "smi": lambda path: len(list(chemical.smi(path))),
     "sdf": lambda path: len(list(chemical.sdf(path))),
     "pubchem": compounds,
@@ -80,6 +98,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "manifest": lambda path: runs.differences(path.parent),
     "documents": documents,
     "gguf": gguf,
+    "bundle": tasks,
+    "mixture": lambda path: len(listed(str(path))[0]),
+    "promptsource": tasks,
+    "natural-instructions": tasks,
+    "flan": tasks,
+    "harness": tasks,
 }
 
 
@@ -91,6 +115,8 @@ def outcome(name: str, path: Path) -> dict[str, Any]:
         said = "read"
     except SeqtuneError as error:
         said = f"{type(error).__name__}: {error}"
+    except OSError as error:  # the name of a table can be none that a file may have; the command line says it in a line
+        said = f"{'OSError' if error.filename else 'broken promise'}: {error}"
     except BaseException as error:
         said = f"broken promise: {type(error).__name__}: {str(error)[:200]}"
     # not `ru_maxrss`, in which the memory of the process that started this one counts

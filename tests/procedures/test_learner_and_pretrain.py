@@ -312,6 +312,8 @@ def test_demo_runs_from_table_to_verdicts(tmp_path, monkeypatch, capsys):
     assert run_app(["demo", "--out", str(out), "--minutes", "0.03"]) == 0
     text = capsys.readouterr().out
     assert "base model (5 of them)" in text
+    assert f"every wrong answer: {out / 'run' / 'report.html'}" in text
+    assert "Wrong answers" in (out / "run" / "report.html").read_text()
     assert text.count("right  ") + text.count("WRONG") == 10
     assert text.count("reference:") == text.count("WRONG")
     table = polars.read_csv(out / "molecules.csv")
@@ -324,7 +326,7 @@ def test_demo_runs_from_table_to_verdicts(tmp_path, monkeypatch, capsys):
     assert "holds a demonstration already; replace it with --overwrite" in capsys.readouterr().err
     (out / "notes.md").write_text("mine")
 
-    def fit(config, *, overwrite):
+    def fit(config, *, overwrite, report):
         raise RunError(f"{config.out}, overwrite {overwrite}")
 
     monkeypatch.setattr(demo, "fit", fit)

@@ -80,7 +80,7 @@ def test_fit_tells_its_story(llama_folder, tmp_path, capsys):
     assert "5 held-out rows, drawn by hash:" in out
     assert f"report with every wrong answer: {run}/report.html" in out
     assert (run / "report.html").exists()
-    assert f"  seqtune predict {run} TEXT\n" in out
+    assert f"  seqtune predict {run} TEXT\n  seqtune serve {run}\n" in out
     assert f"  seqtune fit {run}/config.yaml --model {run} --out {run}-longer\n" in out
     assert "rouge" not in out
     again = ["fit", str(run / "config.yaml"), "--resume", "--verbose"]

@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
 import time
 
 import polars
@@ -151,3 +153,19 @@ def test_limits_of_files(few, monkeypatch):
         assert few.delete(f"/v1/jobs/{job['id']}").json()["state"] == "ended"
     time.sleep(0.3)
     assert scheduler.num_active + scheduler.num_waiting == 0, "ended jobs hold no rows"
+
+
+def test_tables_that_a_killed_server_left_are_removed_by_the_next(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    process = subprocess.Popen(["true"])
+    process.wait()
+    left, living, other = (tmp_path / f"seqtune-serve-{n}-x" for n in (process.pid, os.getppid(), "notes"))
+    for folder in (left, living, other):
+        folder.mkdir()
+        (folder / "input.csv").write_text("input\nsecret\n")
+    with hosted({"names": str(run_folder)}):
+        assert not left.exists()
+        assert living.exists()
+        assert other.exists()
+        assert len(list(tmp_path.glob(f"seqtune-serve-{os.getpid()}-*"))) == 1
+    assert not list(tmp_path.glob(f"seqtune-serve-{os.getpid()}-*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def test_a_run_is_decoded_once_for_each_way_whichever_study_trained_it(folder, l
     folders = [Path(outcome.results["evaluation"][0]) for outcome in (first, second)]
     assert [json.loads((f / "decode.json").read_text())["num_beams"] for f in folders] == [1, 2]
     assert (folders[0] / "predictions.jsonl").read_bytes() == (point.run / "predictions.jsonl").read_bytes()
+
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    half_written = [point.run.with_name(f".{point.run.name}{end}.{killed.pid}") for end in (".json", ".yaml")]
+    half_written.append(point.evaluation / f".study.json.{killed.pid}")
+    for path in half_written:
+        path.touch()
+    studies.run(study("beams", 2), quiet=True)
+    assert not [path for path in half_written if path.exists()]
 
 
 def test_a_training_that_was_begun_with_other_beams_goes_on(folder, llama_folder, in_process):

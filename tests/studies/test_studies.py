@@ -148,6 +148,7 @@ def test_the_validation_of_the_kept_weights_is_the_first_of_the_best(tmp_path):
         ([1.0, 1.0], [0.9, 0.8], False),
         ([None, None], [0.9, 0.3], False),  # equal in steps, however long they took
         ([1.0, 1.0], [0.9, None], False),  # not known
+        ([1.0, 1.0], [0.25, 0.23], False),  # equal, and far too little
     ],
 )
 def test_points_that_got_unequal_shares_of_the_machine_are_not_tested(tmp_path, minutes, shares, unequal):
@@ -181,6 +182,7 @@ def test_points_that_got_unequal_shares_of_the_machine_are_not_tested(tmp_path, 
     assert "<h1>dates and names</h1>" in page
     assert ("points with a limit of minutes got between 30% and 90% of a processor" in page) == unequal
     assert ("0 of 0 paired comparisons differ" in page) == unequal
+    assert ("no point with a limit of minutes got more than 25% of a processor" in page) == (shares == [0.25, 0.23])
 
 
 def test_runs_of_studies_lie_apart_from_a_persons_own(folder, llama_folder):

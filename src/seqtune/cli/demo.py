@@ -74,5 +74,5 @@ def _show(shown: Demo, seconds: float) -> None:
         if not right:
             out.print(Text(f"         reference: {sample.reference}", style="dim"))
     run = shown.fitted.folder
-    out.print(f"{seconds:.0f} s in all; run folder: {run}")
+    out.print(f"{seconds:.0f} s in all; every wrong answer: {run / 'report.html'}", soft_wrap=True)
     out.print(f"try:  seqtune predict {run} 'CCOC(=O)C' --num-beams 5 --num-return 3", markup=False)

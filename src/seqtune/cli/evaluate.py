@@ -34,6 +34,8 @@ READ = (
     "data.encoding",
     "data.delimiter",
     "data.quote",
+    "data.header",
+    "data.sheet",
     "data.id",
     "data.num_examples",
     "data.split.seed",

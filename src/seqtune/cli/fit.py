@@ -71,7 +71,7 @@ def fit(
     check_there(resolved.model)  # before torch is loaded
     main = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
     table = resolved.data.path or ""
-    if main and (resolved.mixture or table.startswith("hf://") or Path(table).is_file()):
+    if main and (resolved.mixture or table.startswith("hf://") or Path(table).exists()):
         # of several processes, none may end before all have met: the others would wait for it
         alone = os.environ.get("WORLD_SIZE", "1") == "1"
         resolved, notes = with_columns(resolved) if alone else (resolved, [])
@@ -128,6 +128,7 @@ def _tell(run: Path) -> None:
     folder, settings, longer = (shlex.quote(name) for name in (str(run), f"{run}/config.yaml", f"{run}-longer"))
     for command in (
         f"seqtune predict {folder} TEXT",
+        f"seqtune serve {folder}",
         f"seqtune fit {settings} --model {folder} --out {longer}",
     ):
         out.print(f"  {command}", markup=False, soft_wrap=True)

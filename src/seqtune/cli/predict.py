@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from seqtune.records import Prediction
 
 OUT_KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
-READ = ("data.encoding", "data.delimiter", "data.quote", "data.id", "data.max_cell_characters")
+READ = ("data.encoding", "data.delimiter", "data.quote", "data.header", "data.sheet", "data.id", "data.max_cell_characters")
 CHUNK = 256  # lines of stdin answered at once
 AdapterOption = Annotated[
     list[str] | None,

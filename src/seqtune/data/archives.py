@@ -8,14 +8,19 @@ three-hundredth; gzip can reach 1:1,000 and Zstandard 1:30,000 where there is no
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import importlib
 import io
 import lzma
+import re
+import shutil
+import tempfile
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import zstandard
 
@@ -27,8 +32,12 @@ try:  # unpacks several times faster
 except ImportError:
     igzip, ISAL_ERRORS = gzip, ()
 
-BROKEN = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, *ISAL_ERRORS)  # what a damaged file raises
+BROKEN = (  # what a damaged file raises
+    EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, zipfile.BadZipFile, lzma.LZMAError, *ISAL_ERRORS,
+)  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+ZIP = "zip"  # holds files, of which one is read
+ENTRIES = 10_000  # of a zip
 WINDOW = 2**21  # unpacked bytes that are weighed together
 EXPANSION = 500
 PIECE = 2**10  # packed bytes taken at once; of Zstandard they unpack to 32 MiB at most, of bzip2 to 20
@@ -37,12 +46,13 @@ FRAMES: dict[str, Callable[[], Any]] = {  # makes what unpacks one frame
 }  # fmt: skip
 
 
-def unpacked(path: Path, compression: str | None) -> BinaryIO:
+def unpacked(path: Path, compression: str | None, member: str = "") -> BinaryIO:
     """A file's content, plain or packed.
 
     Args:
         path: the file.
-        compression: a value of `COMPRESSIONS`; `None` for a plain file.
+        compression: a value of `COMPRESSIONS`, or `ZIP`; `None` for a plain file.
+        member: of a zip, the file in it.
 
     Returns:
         A stream. Reading from it raises one of `BROKEN` for a file that is damaged or cut off, and `DataError` for one that
@@ -50,9 +60,61 @@ def unpacked(path: Path, compression: str | None) -> BinaryIO:
     """
     if compression is None:
         return path.open("rb")
+    if compression == ZIP:
+        return _from_zip(path, member)
     packed = _Packed(path)
     source = igzip.GzipFile(fileobj=packed, mode="rb") if compression == "gzip" else _Frames(packed, FRAMES[compression])
     return io.BufferedReader(_Weighed(source, packed), 2**17)
+
+
+@contextlib.contextmanager
+def seekable(path: Path, compression: str | None, member: str = "") -> Iterator[Path | IO[bytes]]:
+    """A file that can be read from any place: itself, or what is in it as a temporary file."""
+    if compression is None:
+        yield path
+        return
+    with tempfile.TemporaryFile() as plain, unpacked(path, compression, member) as source:
+        shutil.copyfileobj(source, plain)
+        plain.seek(0)
+        yield plain
+
+
+def files_in(path: Path) -> list[str]:
+    """The names of the files in a zip, less what systems put beside them. Nothing is written, so no name leads anywhere.
+
+    Raises:
+        DataError: it is no zip, or holds too many.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [entry.filename for entry in archive.infolist() if entry.filename[-1:] not in ("", "/")]
+    except (*BROKEN, OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as a zip: {error}") from None
+    if len(names) > ENTRIES:
+        raise DataError(f"{str(path)!r} holds {len(names):,} files, more than {ENTRIES:,}")
+    return [name for name in names if not re.search(r"(^|/)(__MACOSX/|\.[^./])", name)]
+
+
+def check_expansion(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse a zip whose entries say that they unpack to too much; more than they say is not read.
+
+    Raises:
+        DataError: they do.
+    """
+    if sum(entry.file_size for entry in entries) > max(WINDOW, EXPANSION * path.stat().st_size):
+        raise too_large(path, "bytes")
+
+
+def _from_zip(path: Path, member: str) -> BinaryIO:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(member)
+            check_expansion(path, [entry])
+            return io.BufferedReader(_Entry(archive.open(entry)), 2**17)  # the file stays open after the archive is closed
+    except (NotImplementedError, RuntimeError) as error:  # a method that Python does not know; a password
+        raise DataError(f"{str(path)!r}: {member!r} cannot be unpacked: {error}") from None
+    except (OSError, ValueError, KeyError) as error:  # places that are none
+        raise EOFError(str(error)) from None
 
 
 def too_large(path: Path, unit: str) -> DataError:
@@ -83,6 +145,29 @@ class _Packed(io.RawIOBase):
 
     def close(self) -> None:
         self.file.close()
+        super().close()
+
+
+class _Entry(io.RawIOBase):
+    """A file in a zip; every way in which it can be damaged is one of `BROKEN`."""
+
+    def __init__(self, source: IO[bytes]):
+        self.source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        """Bytes that were read."""
+        try:
+            piece = self.source.read(len(target))
+        except (OSError, ValueError) as error:  # how bz2 calls a damaged file; places that are none
+            raise EOFError(str(error)) from None
+        target[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        self.source.close()
         super().close()
 
 

@@ -12,7 +12,8 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from seqtune import plugins
 from seqtune.config import Config
-from seqtune.data.collections import is_collection, natural_instructions, read_collection
+from seqtune.data.collections import is_collection, is_json_object, natural_instructions, read_collection
+from seqtune.data.places import is_saved
 from seqtune.data.sources import read_examples
 from seqtune.data.table import Table
 from seqtune.data.wordings import Wording, wording_of
@@ -124,7 +125,10 @@ def bundle_of(content: dict[str, Any], name: str, folder: Path, said: str = "") 
     Raises:
         ConfigError: a key is wrong; all are named.
     """
-    content = {**content, "data": dict(content.get("data") or {})}
+    given = content.get("data") or {}
+    if not isinstance(given, dict):
+        raise ConfigError(f"{said}data = {str(given)[:60]!r}: it must be a mapping of keys, such as {{path: rows.csv}}")
+    content = {**content, "data": dict(given)}
     for key, section in MOVED.items():
         if key in content:
             content[section].setdefault(key, content.pop(key))
@@ -188,10 +192,12 @@ def read_bundle(name: str, folder: Path = Path()) -> Bundle:
 def kind_of(name: str) -> Literal["mixture", "bundle", "other"]:
     """What a name stands for where a table or a settings file may stand, too."""
     path = Path(name.partition("#")[0])
+    if is_saved(path):  # a table too
+        return "other"
     if path.is_dir() or "#" in name or (not path.exists() and name in plugins.names("tasks")):
         return "bundle"
     if path.suffix == ".json" and path.exists():
-        return "bundle"
+        return "bundle" if is_json_object(path) else "other"
     if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
         return "other"
     if is_collection(path):
@@ -208,7 +214,7 @@ def read_rows(name: str, data: DataConfig) -> tuple[Table, list[Rejected]]:
     Raises:
         DataError: they cannot be read.
     """
-    if Path(name.partition("#")[0]).suffix == ".json":
+    if is_json_object(Path(name.partition("#")[0])):
         return natural_instructions.rows(name), []
     return read_examples(name, data)
 

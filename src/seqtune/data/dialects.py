@@ -113,6 +113,7 @@ def _rows(lines: list[str], sign: str, quote: str) -> list[list[str]]:
     """The rows that are whole in these lines; none if they cannot be read."""
     quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     try:
-        return [row for row in csv.reader(lines, delimiter=sign, quotechar=quote or None, quoting=quoting) if row]
+        rows = [row for row in csv.reader(lines, delimiter=sign, quotechar=quote or None, quoting=quoting) if row]
     except csv.Error:
         return []
+    return rows[:-1] if len(lines) == LINES else rows  # the last one may go on

@@ -1,4 +1,4 @@
-"""Table files and their lines: CSV, TSV, text, JSON, JSONL and Parquet, plain or compressed, local or `hf://`.
+"""Table files and their rows: text, JSON, workbooks, Parquet and Arrow, plain or packed; what opens one is told by its ending.
 
 Text is cut into cells by the standard library, so every row has its line and a bad one does not stop the others. No file is
 trusted: what is held at once is bounded, however long its lines, rows and cells are.
@@ -6,90 +6,76 @@ trusted: what is held at once is bounded, however long its lines, rows and cells
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
-import huggingface_hub
+import numpy as np
 import polars
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from seqtune.data import parquet
-from seqtune.data.archives import BROKEN, COMPRESSIONS, unpacked
+from seqtune import plugins
+from seqtune.data import arrow, objects, parquet
+from seqtune.data.archives import BROKEN, ZIP, files_in, seekable, unpacked
+from seqtune.data.cells import NoText
 from seqtune.data.dialects import PLAIN, SAMPLE, Dialect, delimiter_of, encoding_of
 from seqtune.data.layouts import text_fault
+from seqtune.data.places import KINDS, PACKED, files_of, kind_of
 from seqtune.data.table import FIELD, FRAME_ROWS
-from seqtune.errors import DataError, near_path
+from seqtune.errors import DataError
 from seqtune.sections import DataConfig
 
 T = TypeVar("T")
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": None}
-KINDS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
+COLUMNAR: dict[str, Any] = {".parquet": parquet, ".arrow": arrow}
+WORKBOOK = ".xlsx"
+TEXTUAL = (*DELIMITERS, ".jsonl", ".json")
+OTHER_SHEETS = (".xls", ".xlsb", ".ods", ".numbers")
 MAX_COLUMNS = 10_000
 ROW_CHARACTERS = 2**24  # of a row, or twice the longest cell that is allowed
 FRAME_CHARACTERS = 2**24  # of the rows that are held at once,
 FRAME_CELLS = 2**22  # and their cells
-JSON_CHARACTERS = 2**26  # of a file that is one JSON list, which is read as a whole
 
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """A table file whose kind and columns are known, and how its text is written."""
+    """A table whose kind and columns are known, and how its text is written.
+
+    Attributes:
+        name: as it was asked for.
+        path: of the file, or of the part of it that is read.
+        kind: one of `KINDS`, less aliases.
+        compression: a value of `PACKED`.
+        member: the file in a zip.
+        sheet: the sheet of a workbook.
+        columns: of the first part.
+        dialect: how text is written.
+        parts: the files that make up the table.
+    """
 
     name: str
     path: Path
     kind: str
     compression: str | None
+    member: str = ""
+    sheet: str = ""
     columns: tuple[str, ...] = ()
     dialect: Dialect = PLAIN
+    parts: tuple[Path, ...] = ()
 
+    def open(self) -> BinaryIO:
+        """The content, unpacked."""
+        return unpacked(self.path, self.compression, self.member)
 
-def resolve(name: str) -> Path:
-    """Turn a path or an `hf://datasets/OWNER/NAME[/FILE]` address into a local path.
-
-    Raises:
-        DataError: there is no such file, or the hub cannot be reached or lists several tables.
-    """
-    if name.startswith("hf://"):
-        return _from_hub(name)
-    path = Path(name)
-    if path.is_dir():
-        raise DataError(f"{name!r} is a folder; name a table file in it ({', '.join(KINDS)})")
-    if not path.exists():
-        raise DataError(f"{name!r} does not exist{near_path(path)}")
-    return path
-
-
-def _from_hub(name: str) -> Path:
-    parts = name.removeprefix("hf://").removeprefix("datasets/").split("/")
-    if len(parts) < 2:
-        raise DataError(f"{name!r}: write hf://datasets/OWNER/NAME or hf://datasets/OWNER/NAME/FILE")
-    repository, _, revision = "/".join(parts[:2]).partition("@")
-    file = "/".join(parts[2:])
-    try:
-        if not file:
-            listing = huggingface_hub.list_repo_files(repository, repo_type="dataset", revision=revision or None)
-            tables = [f for f in listing if _kind_of(f)[0] in KINDS]
-            if len(tables) != 1:
-                raise DataError(f"{name!r} holds {len(tables)} tables; name one: {', '.join(tables[:10])}")
-            file = tables[0]
-        local = huggingface_hub.hf_hub_download(repository, file, repo_type="dataset", revision=revision or None)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{name!r} cannot be fetched from the hub: {first_line}") from None
-    return Path(local)
-
-
-def _kind_of(name: str) -> tuple[str, str | None]:
-    path = Path(name.lower())
-    compression = COMPRESSIONS.get(path.suffix)
-    kind = Path(path.stem).suffix if compression else path.suffix
-    return (".jsonl" if kind == ".ndjson" else kind), compression
+    def seekable(self) -> AbstractContextManager[Path | IO[bytes]]:
+        """Likewise, for what is not read from front to end."""
+        return seekable(self.path, self.compression, self.member)
 
 
 def open_table(name: str, config: DataConfig) -> TableFile:
@@ -98,21 +84,9 @@ def open_table(name: str, config: DataConfig) -> TableFile:
     Raises:
         DataError: the file is missing, empty, of an unknown kind, broken, or lacks a header.
     """
-    path = resolve(name)
-    kind, compression = _kind_of(path.name)
-    if kind not in KINDS:
-        raise DataError(
-            f"{name!r}: the ending {kind or '(none)'!r} is unknown; allowed: {', '.join(KINDS)}, each also with "
-            f"{', '.join(COMPRESSIONS)}"
-        )
-    if path.stat().st_size == 0:
-        raise DataError(f"{name!r} is empty (0 bytes); it needs a header line and at least one row")
-    table = TableFile(name, path, kind, compression)
-    try:
-        table = replace(table, dialect=_dialect(table, config))
-        columns = _columns(table, config)
-    except BROKEN as error:
-        raise _broken_archive(table, 0, error) from None
+    parts = files_of(name)
+    table = _opened(name, parts[0], config)
+    columns = table.columns
     if len(columns) > MAX_COLUMNS:
         raise DataError(f"{name!r} has {len(columns):,} columns, more than {MAX_COLUMNS:,}; keep those that are needed")
     for column in columns:
@@ -121,10 +95,57 @@ def open_table(name: str, config: DataConfig) -> TableFile:
     if len(set(columns)) < len(columns):
         double = next(c for c in columns if columns.count(c) > 1)
         raise DataError(f"{name!r}: the column {double!r} appears twice in the header; rename one")
-    return replace(table, columns=tuple(columns))
+    return replace(table, parts=parts)
 
 
-def _broken_archive(table: TableFile, line: int, error: Exception) -> DataError:
+def _opened(name: str, path: Path, config: DataConfig) -> TableFile:
+    """One file of a table."""
+    kind, compression = kind_of(path.name)
+    member = ""
+    if path.stat().st_size == 0:
+        raise DataError(f"{name!r} is empty (0 bytes); it needs a header line and at least one row")
+    if compression == ZIP:
+        member = _only_table(name, files_in(path))
+        kind, _ = kind_of(member)
+    if kind not in TEXTUAL and kind not in COLUMNAR and kind != WORKBOOK:
+        also = "; save the sheet as .xlsx or .csv" if kind in OTHER_SHEETS else ""
+        raise DataError(
+            f"{name!r}: the ending {kind or '(none)'!r} is unknown{also}; allowed: {', '.join(KINDS)}, each also with "
+            f"{', '.join(PACKED)}"
+        )
+    table = TableFile(name, path, kind, compression, member)
+    try:
+        table = replace(table, dialect=_dialect(table, config))
+        if kind == WORKBOOK:
+            table = _with_sheet(table, config)
+        return replace(table, columns=tuple(_columns(table, config)))
+    except (*BROKEN, UnicodeError) as error:
+        raise _broken(table, 0, error) from None
+
+
+def _only_table(name: str, names: Sequence[str]) -> str:
+    """The file of a zip that is a table, if it is the only one."""
+    tables = [each for each in names if kind_of(each)[0] in KINDS and kind_of(each)[1] is None]
+    if len(tables) != 1:
+        found = f"holds {len(tables)} tables: {', '.join(tables[:10])}" if tables else f"holds no table ({', '.join(KINDS)})"
+        raise DataError(f"{name!r} {found}; pack exactly one, or unpack it and name the file")
+    return tables[0]
+
+
+def _with_sheet(table: TableFile, config: DataConfig) -> TableFile:
+    with table.seekable() as source:
+        sheet, names = plugins.load("seqtune.data.workbooks:sheet_of", repr(table.name))(table.path, source, config.sheet)
+    note = f"sheet {sheet!r} of {', '.join(map(repr, names))[:200]}; data.sheet names another one"
+    notes = (note,) if len(names) > 1 and config.sheet is None else ()
+    return replace(table, sheet=sheet, dialect=replace(table.dialect, notes=notes))
+
+
+def _broken(table: TableFile, line: int, error: Exception) -> DataError:
+    if isinstance(error, UnicodeError):  # of encodings whose characters take several bytes
+        return DataError(
+            f"{table.name!r}: the text cannot be read after line {line} ({error}); it is cut off, or in another encoding that "
+            "data.encoding can name"
+        )
     return DataError(
         f"{table.name!r}: the {table.compression} data is broken or cut off after line {line} ({error}); "
         "fetch or compress the file again"
@@ -133,11 +154,11 @@ def _broken_archive(table: TableFile, line: int, error: Exception) -> DataError:
 
 def _dialect(table: TableFile, config: DataConfig) -> Dialect:
     """What the settings name, and for the rest what the file's beginning shows."""
-    if table.kind == ".parquet":
+    if table.kind not in TEXTUAL:
         return PLAIN
     encoding, said = config.encoding, None
     if encoding is None:
-        with unpacked(table.path, table.compression) as source:
+        with table.open() as source:
             encoding, said = encoding_of(source.read(SAMPLE))
     read = replace(table, dialect=Dialect(encoding))
     delimiter, parted = config.delimiter, None
@@ -154,8 +175,7 @@ def _dialect(table: TableFile, config: DataConfig) -> Dialect:
 
 def _text(table: TableFile) -> io.TextIOWrapper:
     # surrogateescape keeps a bad byte inside its cell, so that one row is rejected and not the file
-    source = unpacked(table.path, table.compression)
-    return io.TextIOWrapper(source, encoding=table.dialect.encoding, errors="surrogateescape", newline="")
+    return io.TextIOWrapper(table.open(), encoding=table.dialect.encoding, errors="surrogateescape", newline="")
 
 
 @dataclass(slots=True)
@@ -206,40 +226,32 @@ def _reader(table: TableFile, lines: Iterator[str], config: DataConfig) -> Itera
 
 
 def _columns(table: TableFile, config: DataConfig) -> list[str]:
-    if table.kind == ".parquet":
-        return parquet.column_names(table.path, table.compression)
+    if table.kind in COLUMNAR:
+        with table.seekable() as source:
+            return COLUMNAR[table.kind].column_names(table.path, source)
+    if table.kind not in (".jsonl", ".json"):
+        with contextlib.closing(_cut(table, config, _Place())) as rows:
+            header = next((cells for _, cells in rows), None)
+        if not header:
+            raise DataError(f"{table.name!r} has no header line; the first line must name the columns")
+        if not config.header:
+            return ["input", "output"] if len(header) == 2 else [str(place + 1) for place in range(len(header))]
+        return [name or f"column {place}" for place, name in enumerate(header, start=1)] if table.kind == WORKBOOK else header
     with _text(table) as handle:
         lines = _lines(table, handle, config, _Place())
         if table.kind == ".jsonl":
             first = next((line for line in lines if line.strip()), None)
             if first is None:
                 raise DataError(f"{table.name!r} holds no rows; it needs one JSON object per line")
-            record = _json_object(first)
+            record = objects.on_line(first)
             if isinstance(record, str):
                 raise DataError(f"{table.name!r}, line 1: {record}; each line must be one JSON object")
-            return list(_as_text(record))
-        if table.kind == ".json":
-            return list(_as_text(next(record for _, record in _json_list(table, handle) if isinstance(record, dict))))
-        try:
-            header = next(iter(_reader(table, lines, config)), None)
-        except csv.Error as error:
-            raise DataError(f"{table.name!r}, line 1: {error}; {_QUOTE_HINT}") from None
-    if not header:
-        raise DataError(f"{table.name!r} has no header line; the first line must name the columns")
-    return header
+            return list(objects.cells_of(record))
+        records = objects.in_list(table.name, handle)
+        return list(objects.cells_of(next(record for _, record in records if isinstance(record, dict))))
 
 
 _QUOTE_HINT = "if quote characters are plain text in this file, --set data.quote=''"
-
-
-def _json_object(line: str) -> dict[str, object] | str:
-    """The object on a line, or what is wrong with it."""
-    try:
-        # NaN and Infinity, which are no JSON, are what Python writes for a missing number
-        record = json.loads(line, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
-        return f"not JSON ({error})"
-    return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object"
 
 
 @dataclass(slots=True)
@@ -266,6 +278,14 @@ class Raw:
         own = {name: cell for name, cell in cells if cell is not None}
         return own | (json.loads(self.more[index] or "{}") if self.more else {})
 
+    def is_nested(self, columns: Sequence[str]) -> np.ndarray:
+        """Rows with something else than a text in one of these columns, bool [N]."""
+        found = np.zeros(len(self.lines), bool)
+        for name, cells in zip(self.names, self.columns, strict=True):
+            if name in columns:
+                found |= np.fromiter((type(cell) is NoText for cell in cells), bool, len(found))
+        return found
+
     def frame(self, rows: Sequence[int] | None = None) -> polars.DataFrame:
         """All rows, or some, as columns; a text that is no UTF-8 raises `UnicodeEncodeError`."""
         named: dict[str, Sequence[object]] = {"line": self.lines}
@@ -279,35 +299,23 @@ class Raw:
 
 def raw_rows(table: TableFile, config: DataConfig) -> Iterator[Raw]:
     """The rows of a file, a few thousand at a time."""
-    read = {".parquet": _parquet_rows, ".jsonl": _json_rows, ".json": _json_rows}.get(table.kind, _delimited_rows)
-    place = _Place()
-    try:
-        yield from read(table, config, place)
-    except BROKEN as error:
-        raise _broken_archive(table, place.line, error) from None
-
-
-def _json_list(table: TableFile, handle: io.TextIOWrapper) -> list[tuple[int, dict[str, object] | str]]:
-    """The objects of a file that is one JSON list, numbered from 1; for what is none, what is wrong with it.
-
-    Raises:
-        DataError: it is no list, holds no object, or is too large to be read as a whole.
-    """
-    text = handle.read(JSON_CHARACTERS + 1)
-    if len(text) > JSON_CHARACTERS:
-        raise DataError(f"{table.name!r} is one JSON value of more than {JSON_CHARACTERS:,} characters; write it as JSON Lines")
-    try:
-        records = json.loads(text, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        hint = "; if each line is an object of its own, call it .jsonl" if text.lstrip().startswith("{") else ""
-        raise DataError(f"{table.name!r} is not JSON ({error}){hint}") from None
-    if not isinstance(records, list) or not any(isinstance(record, dict) for record in records):
-        found = f"a JSON {type(records).__name__}" if not isinstance(records, list) else "a list without any object"
-        raise DataError(f"{table.name!r} holds {found}; it needs a list of objects: [{{...}}, {{...}}]")
-    return [
-        (number, record if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object")
-        for number, record in enumerate(records, start=1)
-    ]
+    read = {".jsonl": _json_rows, ".json": _json_rows, **dict.fromkeys(COLUMNAR, _columnar_rows)}.get(table.kind, _cut_rows)
+    before = 0  # lines of the files that were read
+    for path in table.parts:
+        part, place = table if path == table.path else _opened(table.name, path, config), _Place()
+        if part.columns != table.columns:
+            raise DataError(
+                f"{table.name!r} lies in files of different columns: {table.path.name!r} has {', '.join(table.columns)[:200]}, "
+                f"{path.name!r} {', '.join(part.columns)[:200]}"
+            )
+        try:
+            for raw in read(part, config, place):
+                raw.lines = [before + line for line in raw.lines] if before else raw.lines
+                raw.faults = [(before + line, reason) for line, reason in raw.faults]
+                yield raw
+        except (*BROKEN, UnicodeError) as error:
+            raise _broken(part, place.line, error) from None
+        before += place.line
 
 
 def _json_records(
@@ -315,18 +323,18 @@ def _json_records(
 ) -> Iterator[tuple[int, dict[str, object] | str]]:
     """The objects of a file with their numbers, lines for JSON Lines; for what is none, what is wrong with it."""
     if table.kind == ".json":
-        yield from _json_list(table, handle)
+        yield from objects.in_list(table.name, handle)
         return
     for number, text in enumerate(_lines(table, handle, config, place), start=1):
         if text.strip():
-            yield number, _json_object(text)
+            yield number, objects.on_line(text)
 
 
 def _json_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
     names = set(table.columns)
     with _text(table) as handle:
         for chunk in _portions(_json_records(table, handle, config, place), place, len(names)):
-            whole = [(number, _as_text(record)) for number, record in chunk if isinstance(record, dict)]
+            whole = [(number, objects.cells_of(record)) for number, record in chunk if isinstance(record, dict)]
             raw = Raw(table.columns, [number for number, _ in whole])
             raw.columns = [[record.get(name) for _, record in whole] for name in table.columns]
             further = [{k: v for k, v in record.items() if k not in names} for _, record in whole]
@@ -335,39 +343,49 @@ def _json_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[
             yield raw
 
 
-def _as_text(record: dict[str, object], prefix: str = "") -> dict[str, str]:
-    """A record's cells; objects in it are columns with dotted names, and lists JSON."""
-    cells: dict[str, str] = {}
-    for key, value in record.items():
-        if isinstance(value, dict) and value:
-            cells |= _as_text(value, f"{prefix}{key}.")
-        else:
-            cells[f"{prefix}{key}"] = value if isinstance(value, str) else "" if value is None else json.dumps(value)
-    return cells
-
-
-def _parquet_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
+def _columnar_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
     num_rows = max(1, min(FRAME_ROWS, FRAME_CELLS // max(1, len(table.columns))))
-    for columns in parquet.portions(table.path, table.compression, num_rows, FRAME_CHARACTERS):
-        lines = list(range(place.line + 1, place.line + len(columns[0]) + 1))
-        place.line += len(lines)
-        yield Raw(table.columns, lines, columns)
+    with table.seekable() as source:
+        for columns in COLUMNAR[table.kind].portions(table.path, source, num_rows, FRAME_CHARACTERS):
+            lines = list(range(place.line + 1, place.line + len(columns[0]) + 1))
+            place.line += len(lines)
+            yield Raw(table.columns, lines, columns)
 
 
-def _delimited_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
+def _cut_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
+    """The rows of what is read row by row, less the header."""
     width = len(table.columns)
-    with _text(table) as handle:
-        reader: Any = _reader(table, _lines(table, handle, config, place), config)
-        try:
-            next(reader)
+    with contextlib.closing(_cut(table, config, place)) as rows:
+        if config.header:
+            next(rows)
             place.row = place.characters
-            for chunk in _portions(((place.line, cells) for cells in reader), place, width):
-                whole = [(number, cells) for number, cells in chunk if len(cells) == width]
-                raw = Raw(table.columns, [number for number, _ in whole])
-                raw.columns = list(zip(*(cells for _, cells in whole), strict=True)) or [()] * width
-                if len(whole) < len(chunk):
-                    odd = [(number, len(cells)) for number, cells in chunk if cells and len(cells) != width]
-                    raw.faults = [(number, f"{found} cells where the header has {width}") for number, found in odd]
-                yield raw
+        for chunk in _portions(rows, place, width):
+            whole = [(number, cells) for number, cells in chunk if len(cells) == width]
+            raw = Raw(table.columns, [number for number, _ in whole])
+            raw.columns = list(zip(*(cells for _, cells in whole), strict=True)) or [()] * width
+            if len(whole) < len(chunk):
+                odd = [(number, len(cells)) for number, cells in chunk if cells and len(cells) != width]
+                raw.faults = [(number, f"{found} cells where the header has {width}") for number, found in odd]
+            yield raw
+
+
+def _cut(table: TableFile, config: DataConfig, place: _Place) -> Generator[tuple[int, list[str]]]:
+    """All rows as cells, each with the line that it ends on."""
+    return _sheet_rows(table, place) if table.kind == WORKBOOK else _text_rows(table, config, place)
+
+
+def _text_rows(table: TableFile, config: DataConfig, place: _Place) -> Generator[tuple[int, list[str]]]:
+    with _text(table) as handle:
+        try:
+            for cells in _reader(table, _lines(table, handle, config, place), config):
+                yield place.line, cells
         except csv.Error as error:
             raise DataError(f"{table.name!r}, line {place.line}: {error}; {_QUOTE_HINT}") from None
+
+
+def _sheet_rows(table: TableFile, place: _Place) -> Generator[tuple[int, list[str]]]:
+    with table.seekable() as source:
+        for number, cells in plugins.load("seqtune.data.workbooks:rows")(table.path, source, table.sheet):
+            place.line = number
+            place.characters += sum(map(len, cells))
+            yield number, cells

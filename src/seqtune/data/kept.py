@@ -37,10 +37,13 @@ def rows_key(table: Table) -> tuple[str | None, str | None]:
     return table.key, None if table.rows is None else fingerprint([table.rows.tobytes()])
 
 
-def digest(path: Path) -> str:
-    """Hash of a file's content."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def digest(*paths: Path) -> str:
+    """Hash of the content of files, one behind the other."""
+    found = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with path.open("rb") as handle:
+            hashlib.file_digest(handle, lambda: found)
+    return found.hexdigest()
 
 
 def fact(key: str | None, make: Callable[[], Value]) -> Value:

@@ -19,7 +19,7 @@ from seqtune.config import Config
 from seqtune.data import kept
 from seqtune.data.asking import COLUMNS, Asker, MixedTask, plain_forms, training_forms
 from seqtune.data.bundles import Bundle, bundle_of, read_bundle, read_rows
-from seqtune.data.files import resolve
+from seqtune.data.places import files_of
 from seqtune.data.sources import check_rejected_share
 from seqtune.data.splits import SPLITS, read_sides, subset
 from seqtune.data.table import FIELD, FRAME_ROWS, Columns, Table, batches, take
@@ -139,7 +139,7 @@ def _sides(bundle: Bundle, rejected: list[Rejected]) -> dict[str, Table]:
         table, bad = read_rows(path, bundle.reading)
         check_rejected_share(bad, len(table) + len(bad), bundle.data.max_rejected)
         rejected.extend(bad)
-        key = table.key or kept.key_of(kept.digest(resolve(path)), bundle.reading)
+        key = table.key or kept.key_of(kept.digest(*files_of(path)), bundle.reading)
         for column, value in bundle.where.items():
             if column not in table.columns.fields:
                 raise ConfigError(

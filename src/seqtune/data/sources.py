@@ -9,8 +9,9 @@ import numpy as np
 import polars
 
 from seqtune.data import kept
-from seqtune.data.files import Raw, TableFile, open_table, raw_rows
-from seqtune.data.layouts import SAID, Pair, layout_of, needed_columns, pair_of, text_fault
+from seqtune.data.cells import NoText
+from seqtune.data.files import TEXTUAL, Raw, TableFile, open_table, raw_rows
+from seqtune.data.layouts import CONVERSATIONS, SAID, Pair, layout_of, needed_columns, pair_of, text_fault
 from seqtune.data.table import BLANKS, FIELD, Columns, Table, write_context
 from seqtune.errors import DataError, RejectedRowsError, did_you_mean
 from seqtune.records import Rejected
@@ -19,7 +20,7 @@ from seqtune.sections import DataConfig, Layout
 CACHE_BYTES = 2**18  # smaller files are read faster than a cache is looked up
 PACKED_BYTES = 2**12  # likewise, of those that unpack to far more
 MAX_FAULTS = 1_000_000  # each is kept, with its reason
-FORMAT = "3"  # changes with what is made of a row
+FORMAT = "4"  # changes with what is made of a row
 
 
 def _need_column(table: TableFile, column: str, setting: str) -> None:
@@ -28,6 +29,7 @@ def _need_column(table: TableFile, column: str, setting: str) -> None:
     hint = did_you_mean(column, table.columns)
     raise DataError(
         f"{table.name!r} has no column {column!r}, asked for by {setting}{hint}; columns: {', '.join(table.columns[:20])}"
+        + "".join(f"; {note}" for note in table.dialect.notes)
     )
 
 
@@ -68,10 +70,18 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
     if layout == "pairs":
         columns = replace(columns, input=FIELD + config.input, output=FIELD + config.output)
     key = None
-    is_packed = table.compression is not None or table.kind == ".parquet"
-    if table.path.stat().st_size >= (PACKED_BYTES if is_packed else CACHE_BYTES):
-        settings = (config.input, config.output, table.dialect, config.quote, config.max_cell_characters)
-        key = kept.key_of(FORMAT, kept.digest(table.path), table.kind, table.compression, layout, need_output, settings)
+    is_packed = table.compression is not None or table.kind not in TEXTUAL
+    if sum(part.stat().st_size for part in table.parts) >= (PACKED_BYTES if is_packed else CACHE_BYTES):
+        settings = (
+            config.input,
+            config.output,
+            table.dialect,
+            config.quote,
+            config.max_cell_characters,
+            table.sheet,
+            config.header,
+        )
+        key = kept.key_of(FORMAT, kept.digest(*table.parts), table.kind, table.compression, layout, need_output, settings)
 
     def read(faults: list[tuple[int, str]]) -> Iterator[polars.DataFrame]:
         usable = (_usable(raw, layout, config, need_output, faults) for raw in raw_rows(table, config))
@@ -90,7 +100,7 @@ def _usable(raw: Raw, layout: Layout, config: DataConfig, need_output: bool, fau
     needed = [column for column, _ in needed_columns(layout, config, need_output=need_output)]
     try:
         frame = raw.frame()
-        suspects: Iterable[int] = np.flatnonzero(_odd(frame, needed, config)).tolist()
+        suspects: Iterable[int] = np.flatnonzero(_odd(frame, needed, config).to_numpy() | raw.is_nested(needed)).tolist()
     except UnicodeEncodeError:
         frame, suspects = None, range(len(raw.lines))
     if layout != "pairs":
@@ -99,7 +109,8 @@ def _usable(raw: Raw, layout: Layout, config: DataConfig, need_output: bool, fau
     bad: dict[int, str] = {}
     for index in suspects:
         row = raw.row(index)
-        pair = _unreadable_cell(row, config) or pair_of(row, layout, config, need_output=need_output)
+        fault = _unreadable_cell(row, config) or (_nested_cell(row, needed) if layout not in CONVERSATIONS else None)
+        pair = fault or pair_of(row, layout, config, need_output=need_output)
         if isinstance(pair, str):
             bad[index] = pair
         else:
@@ -128,6 +139,14 @@ def _odd(frame: polars.DataFrame, needed: Sequence[str], config: DataConfig) -> 
     if "more" in frame.columns:
         odd |= polars.col("more").is_not_null()
     return frame.select(odd.alias("odd"))["odd"]
+
+
+def _nested_cell(row: dict[str, str], needed: Sequence[str]) -> str | None:
+    found = next((column for column in needed if isinstance(row.get(column), NoText)), None)
+    if found is None:
+        return None
+    shown = row[found] if len(row[found]) <= 40 else row[found][:40] + "..."
+    return f"column {found!r} holds a nested value ({shown}), not a text; give its parts columns of their own"
 
 
 def _unreadable_cell(row: dict[str, str], config: DataConfig) -> str | None:

@@ -1,28 +1,23 @@
 """Fields of a row -> a question and its answer, by one of a task's templates, written with columns in braces or in Jinja.
 
-Jinja templates come from collections that other people wrote, so they run in a sandbox: no attribute of a Python object can be
-reached, nothing can be changed, and no text can be blown up.
+Jinja templates come from collections that other people wrote, so they run in a sandbox (`seqtune.data.sandbox`).
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jinja2
-import jinja2.meta
-import jinja2.sandbox
 
+from seqtune.data.sandbox import compiled, undeclared
 from seqtune.data.templates import PRESETS, column_names
 from seqtune.errors import ConfigError, DataError
 
 OPTIONS, ANSWER = "\0", "\1"  # where a question lists the answers, and where a target holds one of them
-MOST_CHARACTERS = 1_000_000  # that a template may make by repeating a text
 CELL = re.compile(r"\s*(\[.*\]|\{.*\}|-?(0|[1-9]\d{0,15})|true|false|null)\s*", re.DOTALL)
 
 
@@ -79,7 +74,7 @@ class Wording:
             if not self.target and "|||" not in self.source:
                 raise ConfigError("it holds no `|||`, so there is no answer to learn")
             for text in (self.source, self.target, self.choices or ""):
-                _compiled(text)
+                compiled(text)
         elif not column_names(self.target, "target"):
             raise ConfigError(f"target = {self.target!r}: it must name a column, or every answer would be the same")
         else:
@@ -93,7 +88,7 @@ class Wording:
             found = [*column_names(self.source, "template"), *column_names(self.target, "target")]
         else:
             texts = (self.source, self.target, self.choices or "")
-            found = [name for text in texts for name in sorted(jinja2.meta.find_undeclared_variables(ENVIRONMENT.parse(text)))]
+            found = [name for text in texts for name in sorted(undeclared(text))]
         return [name for name in dict.fromkeys(found) if name not in ("input", "output", "options", "answer_choices")]
 
     def words(self, fields: Mapping[str, str], answers: Sequence[str], draw: int) -> Words | None:
@@ -127,11 +122,11 @@ class Wording:
     def _rendered(self, values: dict[str, Any], answers: Sequence[str]) -> Words | None:
         choices = tuple(answers)
         if self.choices is not None:
-            choices = tuple(part.strip() for part in _compiled(self.choices).render(values).split("|||"))
+            choices = tuple(part.strip() for part in compiled(self.choices).render(values).split("|||"))
         values["answer_choices"] = list(choices)
-        texts = _compiled(self.source).render(values).split("|||")
+        texts = compiled(self.source).render(values).split("|||")
         if self.target:
-            texts = [texts[0], _compiled(self.target).render(values)]
+            texts = [texts[0], compiled(self.target).render(values)]
         source, target = (texts[0].strip(), texts[1].strip()) if len(texts) > 1 else ("", "")
         if not source or not target:
             return None
@@ -154,43 +149,6 @@ def wording_of(given: str | Mapping[str, Any], language: Literal["braces", "jinj
     source, answer = PRESETS.get(own["template"], own["template"]), own.get("target") or ("" if both else target)
     name, choices, lists = own.get("name") or "", own.get("choices"), bool(own.get("lists_choices"))
     return Wording(name, source, answer, language, choices, lists, bool(own.get("original", True))).check()
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """Refuse what grows without a limit."""
-        sizes = [abs(x) if isinstance(x, int | float) else len(x) for x in (left, right)]
-        if sizes[0] * sizes[1] > MOST_CHARACTERS or (operator == "**" and sizes[1] > 64):
-            raise jinja2.sandbox.SecurityError(f"{operator} of {sizes[0]} and {sizes[1]} is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _most_frequent(items: Sequence[Any]) -> list[Any]:
-    """The items that occur most often."""
-    counts = Counter(items)
-    return [item for item, count in counts.items() if count == max(counts.values())]
-
-
-@jinja2.pass_context
-def _choice(context: jinja2.runtime.Context, items: Sequence[Any]) -> Any:
-    """One of the items, another one for another draw."""
-    return items[int(context.get("__draw__", 0)) % len(items)]
-
-
-ENVIRONMENT = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False)
-ENVIRONMENT.filters |= {"choice": _choice, "most_frequent": _most_frequent, "highlight": lambda text: text}
-ENVIRONMENT.globals["zip"] = zip
-del ENVIRONMENT.globals["lipsum"]  # makes text without a limit
-
-
-@functools.lru_cache(4096)
-def _compiled(text: str) -> jinja2.Template:
-    try:
-        return ENVIRONMENT.from_string(text)
-    except (jinja2.TemplateError, RecursionError) as error:
-        raise ConfigError(f"{text[:60]!r} is not Jinja: {error}") from None
 
 
 def _value(cell: str) -> Any:

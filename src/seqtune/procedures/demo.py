@@ -85,7 +85,7 @@ def run(config: Config, *, overwrite: bool = False) -> Demo:
     Raises:
         RunError: there is a run already, and `overwrite` is off.
     """
-    fitted = fit(config, overwrite=overwrite)
+    fitted = fit(config, overwrite=overwrite, report=True)
     ours = read_predictions(fitted.folder)
     questions = [Example(p.id, p.input, p.reference) for p in ours]
     base = Predictor.of_model(config.model.name, Task.load(fitted.folder / "task.yaml"), config.decode)

@@ -10,6 +10,7 @@ from typing import Any
 
 from seqtune import folders, plugins, runs
 from seqtune.data.asking import MixedTask
+from seqtune.data.places import is_saved
 from seqtune.data.sources import check_rejected_share, read_examples
 from seqtune.data.splits import subset
 from seqtune.data.table import FIELD, Table, texts
@@ -108,7 +109,8 @@ def _read(questions: Questions, task: Task) -> tuple[Sequence[Example], list[Rej
     """The rows to ask, a nested sample of them if a number is given."""
     settings = questions.settings
     rejected: list[Rejected] = []
-    if Path(questions.data).is_dir() or Path(questions.data).name == runs.PREDICTIONS:
+    path = Path(questions.data)
+    if (path.is_dir() and not is_saved(path)) or path.name == runs.PREDICTIONS:
         stored = read_predictions(questions.data)
         examples = [Example(p.id, p.input, p.reference, {**p.fields, task.input: p.input}, context=p.context) for p in stored]
     else:

@@ -19,7 +19,7 @@ import pyarrow
 
 from seqtune import folders, plugins, progress, runs
 from seqtune.data import kept
-from seqtune.data.files import resolve
+from seqtune.data.places import files_of
 from seqtune.data.sources import read_examples, said_of
 from seqtune.data.table import Table
 from seqtune.decoding.predictor import Predictor
@@ -242,11 +242,11 @@ def _facts(run: str, questions: Questions, shards: Shards, predictor: Predictor,
     model = place or local_folder(ModelConfig(name=run))
     files = sorted(p for p in model.rglob("*") if p.is_file()) if model else []
     reading = questions.settings.model_dump(
-        mode="json", include={"encoding", "delimiter", "quote", "id", "max_cell_characters"}
+        mode="json", include={"encoding", "delimiter", "quote", "header", "sheet", "id", "max_cell_characters"}
     )
     return {
         "model": kept.key_of(*((p.name, kept.digest(p)) for p in files)) if files else run,
-        "table": kept.digest(resolve(questions.data)),
+        "table": kept.digest(*files_of(questions.data)),
         "reading": reading | {"input": questions.input or predictor.task.input},
         "decode": predictor.decode.model_dump(mode="json"),
         "shards": {"kind": shards.kind, "rows": shards.rows},

@@ -63,7 +63,7 @@ def listed(name: str) -> tuple[list[Listed], dict[str, str]]:
     for task, keys in found.tasks.items():
         try:
             tasks.append(_listed(task, found.formats[task], bundle_of(keys, task, found.folders[task])))
-        except SeqtuneError as error:
+        except (SeqtuneError, OSError) as error:  # a name can be none that a file may have
             unreadable[task] = str(error)
     return tasks, unreadable
 

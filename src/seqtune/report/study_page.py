@@ -20,13 +20,15 @@ from seqtune.report.parts import BLUE, GREY, new_axes, render, svg
 from seqtune.report.scores import interval
 from seqtune.scoring.evaluate import read_predictions
 from seqtune.studies import analysis
-from seqtune.studies.tables import COMPARED, MAX_COMPARED, SCORES, VALIDATION, label, ranking, short, starved
+from seqtune.studies.tables import COMPARED, MAX_COMPARED, SCORES, VALIDATION, label, ranking, shares_of, short, starved
 from seqtune.training.log import read_log
 from seqtune.yaml_files import read_yaml_mapping
 
 EXAMPLES = "data.num_examples"
 MAX_LEGEND = 40
 MAX_ERRORS, MAX_PICTURES = 100, 30  # of the best point
+BUSY = 0.5  # a point that got less of a processor than this did not train for its minutes
+FEW = 3  # points of a curve that are marked, for a line through them would hardly show
 MAX_LINES = 200  # points of a grid that lines can show
 
 
@@ -119,6 +121,11 @@ def _findings(
             f"{unequal[1]:.0%} of a processor, so they did not do equal work. Pairs that differ in this are not tested; run "
             "them again when it is quiet, or with a budget of steps."
         )
+    elif (shares := shares_of(results)) and shares[1] < BUSY:
+        lines.append(
+            f"The machine was busy: no point with a limit of minutes got more than {shares[1]:.0%} of a processor, so all of "
+            "them trained for far less than their minutes. Run them again when it is quiet, or with a budget of steps."
+        )
     if search and search["best"]:
         best = search["best"]
         chosen = ", ".join(f"{name} {short(value)}" for name, value in best["values"].items())
@@ -169,7 +176,8 @@ def _learning_curves(results: polars.DataFrame, axes: Sequence[str]) -> list[tup
     for index, measure in ((0, "tokens read"), (1, "seconds of training")):
         figure, plot = new_axes(measure, "training loss (nats a token)")
         for name, points in lines.values():
-            plot.plot([p[index] for p in points], [p[2] for p in points], linewidth=1, label=name)
+            marker = "o" if len(points) < FEW else None  # a line through a single point shows nothing
+            plot.plot([p[index] for p in points], [p[2] for p in points], linewidth=1, marker=marker, markersize=4, label=name)
         plot.legend(fontsize=6, frameon=False)
         plots.append((f"Loss against {measure}", svg(figure)))
     return plots

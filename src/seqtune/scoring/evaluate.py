@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from seqtune import plugins
-from seqtune.data.archives import BROKEN, EXPANSION, WINDOW, too_large
+from seqtune.data.archives import BROKEN, check_expansion
 from seqtune.data.tasks import Task
 from seqtune.errors import DataError, near_path
 from seqtune.plugins import TaskMetrics
@@ -82,12 +82,11 @@ def read_archive(path: str | Path, reference: str = "reference") -> dict[str, li
     try:
         with zipfile.ZipFile(path) as archive:
             files = [entry for entry in archive.infolist() if Path(entry.filename).name == PREDICTIONS]
-            if sum(entry.file_size for entry in files) > max(WINDOW, EXPANSION * Path(path).stat().st_size):
-                raise too_large(Path(path), "bytes")
+            check_expansion(Path(path), files)
             for entry in files:
                 with io.TextIOWrapper(archive.open(entry), encoding="utf-8") as lines:
                     found[str(Path(entry.filename).parent)] = _predictions(lines, f"{path}/{entry.filename}", None, reference)
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError, *BROKEN) as error:
+    except (OSError, UnicodeDecodeError, NotImplementedError, RuntimeError, *BROKEN) as error:
         raise DataError(f"{str(path)!r} cannot be read as a zip: {error}") from None
     if not found:
         raise DataError(f"{str(path)!r} holds no {PREDICTIONS}, which `seqtune study FILE --export FILE.zip` puts there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psutil
 import pyarrow
 from fastapi import APIRouter, Query, Request
 from pyarrow import parquet
@@ -31,6 +33,7 @@ from seqtune.serving.refusals import Json, Refusal
 from seqtune.serving.served import Served
 from seqtune.serving.shelf import Shelf
 
+PREFIX = "seqtune-serve-"  # of its folder; then the number of its process
 PORTION = 64  # rows that are asked for at once
 UNPACKED = 4  # a Parquet file may be so many times as large as others when it is unpacked
 BATCH = 16  # rows of it that are looked at together
@@ -84,6 +87,14 @@ class Job:
         return {"id": self.id, "state": self.state, **counts, "error": self.error}
 
 
+def _sweep() -> None:
+    """Remove the folders of this user's servers that were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)) and not left.is_symlink() and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 class Jobs:
     """All jobs of a server; they live in a temporary folder, and no longer than the server.
 
@@ -98,8 +109,9 @@ class Jobs:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Have a folder; at the end, end what is under way and remove all of it."""
-        with tempfile.TemporaryDirectory(prefix="seqtune-serve-") as folder:
+        """Have a folder; at the end, end what is under way and remove all of it. What killed servers left goes, too."""
+        _sweep()
+        with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
             self.folder = Path(folder)
             yield
             for job in list(self.known.values()):

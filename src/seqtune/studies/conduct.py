@@ -13,7 +13,7 @@ import yaml
 from seqtune import folders, plugins, progress, runs
 from seqtune.cpus import available_cpus
 from seqtune.errors import RunError
-from seqtune.studies.execution import Executor, Failure, Local, describe_failure, run_chain, stop_all
+from seqtune.studies.execution import Executor, Failure, Local, describe_failure, run_chain, stop_all, sweep
 from seqtune.studies.points import Point, Study, chains, is_done, plan, points_of, shared_prefixes
 from seqtune.studies.processes import POLL_SECONDS, Stopped
 from seqtune.studies.tables import compare, summarise, tabulate
@@ -80,6 +80,8 @@ def run(study: Study, *, ray: str | None = None, quiet: bool = False) -> Outcome
         raise RunError(
             f"no point of {study.name!r} could be run; first: {failures[0]['error'] if failures else 'none was tried'}"
         )
+    for point in done:
+        sweep(point)
     results = _write_tables(folder, done)
     runs.write_text(folder / "comparisons.csv", compare(results).write_csv())
     return Outcome(folder, results, failures)

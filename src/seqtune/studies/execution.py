@@ -135,6 +135,12 @@ def run_chain(
     return failures
 
 
+def sweep(point: Point) -> None:
+    """Remove the half-written files beside a point that has its scores; a point that is gone on with removes its own."""
+    for path in (*_beside(point.run), point.evaluation / FACTS):
+        folders.sweep_beside(path)
+
+
 def stop_all(tasks: Iterable[Task]) -> None:
     """Ask everything that runs to end, so that each training writes its checkpoint."""
     for task in tasks:
@@ -148,9 +154,8 @@ def describe_failure(point: Point, error: Exception) -> Failure:
 
 def _train(point: Point, shorter: Sequence[Point], process: Process) -> None:
     """Begin a training or go on with it; its cost is that of all parts together."""
-    settings = point.run.with_suffix(".yaml")
+    settings, file = _beside(point.run)
     runs.write_text(settings, point.config.to_yaml())
-    file = training_facts(point.run)
     begun = point.run.exists()
     noted = runs.read_json(file) if begun and file.exists() else {}
     spent, computed = (noted.get(name) if begun else 0.0 for name in ("wall_seconds", "cpu_seconds"))
@@ -220,6 +225,11 @@ def _evaluate(point: Point, process: Process) -> None:
 
 def _trust(names: Sequence[str]) -> list[str]:
     return [flag for name in names for flag in ("--trust-remote-code", name)]
+
+
+def _beside(run: Path) -> tuple[Path, Path]:
+    """The files of a training that lie beside its folder: its settings, and what it cost."""
+    return run.with_suffix(".yaml"), training_facts(run)
 
 
 def training_facts(run: Path) -> Path:

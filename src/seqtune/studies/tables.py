@@ -127,12 +127,18 @@ def _mean(group: polars.DataFrame, name: str) -> dict[str, float | None]:
     return dict(zip(ends, (mean, mean - half, mean + half), strict=True))
 
 
-def starved(results: polars.DataFrame) -> tuple[float, float] | None:
-    """The least and the most that points with a limit of minutes got of the processors, if that was not equal enough."""
+def shares_of(results: polars.DataFrame) -> tuple[float, float] | None:
+    """The least and the most that points with a limit of minutes got of the processors; `None` without such points."""
     if not {"max_minutes", "cpu_share"} <= set(results.columns):
         return None
     shares = results.filter(polars.col("max_minutes").is_not_null())["cpu_share"].drop_nulls().to_list()
-    return (min(shares), max(shares)) if shares and min(shares) < EQUAL_EFFORT * max(shares) else None
+    return (min(shares), max(shares)) if shares else None
+
+
+def starved(results: polars.DataFrame) -> tuple[float, float] | None:
+    """The same, if it was not equal enough for a comparison."""
+    shares = shares_of(results)
+    return shares if shares and shares[0] < EQUAL_EFFORT * shares[1] else None
 
 
 def compare(results: polars.DataFrame) -> polars.DataFrame:

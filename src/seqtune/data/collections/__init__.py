@@ -12,4 +12,6 @@ In goes a file, a folder or a tar archive. Out come the keys of task bundles (`s
 
 from seqtune.rooms import hands_on
 
-__all__, __getattr__ = hands_on(__name__, {"reading": "Collection is_collection read_collection"})
+__all__, __getattr__ = hands_on(
+    __name__, {"documents": "is_json_object", "reading": "Collection is_collection read_collection"}
+)

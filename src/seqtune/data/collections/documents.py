@@ -11,6 +11,9 @@ from typing import Any
 
 import yaml
 
+from seqtune.data.archives import unpacked
+from seqtune.yaml_files import UNREADABLE, read_yaml
+
 ENDINGS = (".yaml", ".yml", ".json")
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 2**28  # of a document
@@ -40,13 +43,29 @@ def documents(path: Path) -> Iterator[tuple[str, Any]]:
         for file in sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file()):
             yield str(file.relative_to(path)), load(file.name, file.read_bytes())
     elif path.name.endswith(ARCHIVES):
-        with tarfile.open(path) as archive:
-            members = sorted((m for m in archive if m.isfile() and m.name.endswith(ENDINGS)), key=lambda m: m.name)
-            for member in members:
-                content = archive.extractfile(member)
-                yield member.name, load(member.name, content.read(MOST_BYTES) if content else b"")
+        with (
+            unpacked(path, None if path.suffix == ".tar" else "gzip") as plain,
+            tarfile.open(fileobj=plain, mode="r|") as archive,
+        ):
+            yield from sorted(_members(archive), key=lambda document: document[0])
     else:
         yield path.name, load(path.name, path.read_bytes())
+
+
+def is_json_object(path: Path) -> bool:
+    """True for a JSON file that holds an object, as a collection's do; a table in JSON is a list."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(2**10).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
+    """Read in the order in which they come, for a packed archive cannot be read in another."""
+    for member in archive:
+        content = archive.extractfile(member) if member.isfile() and member.name.endswith(ENDINGS) else None
+        if content:
+            yield member.name, load(member.name, content.read(MOST_BYTES))
 
 
 def load(name: str, content: bytes) -> Any:
@@ -54,6 +73,6 @@ def load(name: str, content: bytes) -> Any:
     try:
         if name.endswith(".json"):
             return json.loads(content)
-        return yaml.load(content, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return read_yaml(content.decode(), _Loader)  # type: ignore[arg-type]
+    except UNREADABLE as error:
         return ValueError(f"it cannot be read: {' '.join(str(error).split())[:200]}")

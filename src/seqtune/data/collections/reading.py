@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seqtune.data.archives import BROKEN
 from seqtune.data.collections import flan, harness, natural_instructions, promptsource
 from seqtune.data.collections.documents import ARCHIVES, documents, load
 from seqtune.data.wordings import wording_of
@@ -49,7 +50,7 @@ def read_collection(path: Path) -> Collection:
     try:
         for file, content in documents(path):
             _read(file, content, path, found)
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (OSError, tarfile.TarError, *BROKEN) as error:
         raise ConfigError(f"{str(path)!r} cannot be read: {error}") from None
     for name in list(found.tasks):
         _check(name, found)
@@ -75,7 +76,7 @@ def _read(file: str, content: Any, path: Path, found: Collection) -> None:
     if isinstance(content, ValueError):
         found.unreadable[file] = str(content)
         return
-    beside = path / file if path.is_dir() else path
+    beside, root = (path / file, path) if path.is_dir() else (path, path.parent)
     try:
         match kind:
             case "promptsource":
@@ -85,7 +86,7 @@ def _read(file: str, content: Any, path: Path, found: Collection) -> None:
             case "natural instructions":
                 made = natural_instructions.bundle(content, beside.name)
             case "lm-evaluation-harness":
-                made = harness.bundle(content, lambda name: _included(beside.parent / name))
+                made = harness.bundle(content, lambda name: _included(beside.parent / name, root))
             case "bundle":
                 made = {content.get("name") or (beside.parent.name if beside.name == "task.yaml" else beside.stem): content}
             case _:
@@ -98,7 +99,9 @@ def _read(file: str, content: Any, path: Path, found: Collection) -> None:
         found.tasks[unique], found.formats[unique], found.folders[unique] = keys, str(kind), beside.parent
 
 
-def _included(path: Path) -> dict[str, Any]:
+def _included(path: Path, root: Path) -> dict[str, Any]:
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise harness.NotPlainError(f"it includes {path.name} from outside of {str(root)!r}; name the folder that holds both")
     try:
         content = load(path.name, path.read_bytes())
     except OSError:
