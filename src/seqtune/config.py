@@ -64,6 +64,8 @@ class Config(Section):
             raise ValueError(f"adapter.method {method!r} trains no embeddings, so model.adapt_vocabulary must be 0")
         if method != "full" and self.train.optimizer == "muon":
             raise ValueError(f"train.optimizer 'muon' is for full fine-tuning, not for adapter.method {method!r}")
+        if method == "qlora" and self.train.parallel == "fsdp":
+            raise ValueError(f"adapter.method {method!r}: its 4-bit weights cannot be shared out; train.parallel must be 'ddp'")
         if self.format.answers and self.decode.engine not in ("auto", "native", "transformers"):
             raise ValueError(
                 f"decode.engine {self.decode.engine!r} writes texts of its own; format.answers needs 'native' or 'auto'"

@@ -352,5 +352,6 @@ def leaves(section: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def weight_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide a run's weights, as dotted key -> value: all but `out` and `decode.*`."""
-    return {key: value for key, value in leaves(config).items() if key != "out" and not key.startswith("decode.")}
+    """The settings that decide a run's weights, as dotted key -> value: all but `out`, `train.parallel` and `decode.*`."""
+    others = ("out", "train.parallel")
+    return {key: value for key, value in leaves(config).items() if key not in others and not key.startswith("decode.")}

@@ -280,6 +280,11 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations twice instead of keeping them: less memory, slower steps"
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="several processes: ddp, each holds the whole model; fsdp, each holds its share of weights, gradients and "
+        "optimizer state (FSDP2); the steps are the same",
+    )
     compile: bool = Field(
         default=False, description="torch.compile: faster steps after a minute or more of compiling; for long runs"
     )
@@ -298,6 +303,14 @@ class TrainConfig(Section):
     def _one_length(self) -> TrainConfig:
         if self.target_tokens and self.epochs:
             raise ValueError("train.target_tokens and train.epochs both say how long to train; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> TrainConfig:
+        if self.parallel == "fsdp" and self.optimizer == "paged_adamw":
+            raise ValueError("train.optimizer 'paged_adamw' takes no shards, as train.parallel 'fsdp' makes them; use adamw")
+        if self.parallel == "fsdp" and self.compile:
+            raise ValueError("train.compile does not fit train.parallel 'fsdp'; give one of them")
         return self
 
 

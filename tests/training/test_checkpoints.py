@@ -45,7 +45,7 @@ def module(value: float) -> nn.Linear:
 
 def save(folder: Path, value: float, state: TrainState) -> None:
     layer = module(value)
-    checkpoints.save(folder, layer, [torch.optim.AdamW(layer.parameters())], None, state)
+    checkpoints.save(folder, checkpoints.parts(layer, [torch.optim.AdamW(layer.parameters())], None, keep=True), state)
 
 
 def test_a_kill_at_any_moment_of_a_second_save_at_a_step_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_everything_is_on_the_disk_before_a_checkpoint_gets_its_name(tmp_path, m
         return [entry if isinstance(entry, str) else known[entry] for entry in done]
 
     average = WeightAverage(module(1.0).parameters(), 0.5)
-    checkpoints.save(tmp_path, module(1.0), [], average, TrainState(step=3))
+    checkpoints.save(tmp_path, checkpoints.parts(module(1.0), [], average, keep=True), TrainState(step=3))
     found = names()
     files = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json", "manifest.json"}
     last = next(i for i in reversed(range(len(found))) if found[i] in files)
@@ -120,7 +120,7 @@ def test_a_file_system_that_cannot_write_through_folders_gets_checkpoints(tmp_pa
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", files_only)
-    checkpoints.save(tmp_path, module(1.0), [], None, TrainState(step=3))
+    checkpoints.save(tmp_path, checkpoints.parts(module(1.0), [], None, keep=True), TrainState(step=3))
     checkpoints.save_weights(module(1.0), tmp_path / "best-00000003.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best-00000003.safetensors", "step-00000003"]
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +12,7 @@ import pytest
 import torch
 from torch import distributed
 
+import several
 from conftest import build_model
 from seqtune import runs
 from seqtune.records import Encoded
@@ -155,10 +152,12 @@ from seqtune.records import Encoded
 from seqtune.training.loop import Trainer
 
 rows = [Encoded(torch.arange(5 + i % 7, 14 + i % 7).numpy().astype("int32"), 2) for i in range(24)]
-for port in sys.argv[1:]:
+parallel = sys.argv[1]
+for port in sys.argv[2:]:
     os.environ["MASTER_PORT"] = port
     folder = Path()
-    run = Trainer(build_model("llama", 300), rows, TrainConfig(batch_size=4, epochs=500, precision="fp32"), folder)
+    config = TrainConfig(batch_size=4, epochs=500, precision="fp32", parallel=parallel)
+    run = Trainer(build_model("llama", 300), rows, config, folder)
     found, step = run.restore(), run._step
     Path(f"ready{run.accelerator.process_index}.{found}").touch()
     def slow(batches):
@@ -166,30 +165,17 @@ for port in sys.argv[1:]:
         step(batches)
     run._step = slow
     outcome = run.run(quiet=True)
-    print(outcome.reason, outcome.state.step, float(sum(p.detach().double().sum() for p in run.model.parameters())), flush=True)
+    weights = 0.0 if parallel == "fsdp" else float(sum(p.detach().double().sum() for p in run.model.parameters()))
+    print(outcome.reason, outcome.state.step, weights, flush=True)
     AcceleratorState._reset_state(reset_partial_state=True)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_end_together_whenever_the_signals_come(tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_end_together_whenever_the_signals_come(tmp_path, parallel):
     """Ctrl-C 0.3 seconds apart, then, resumed, SIGTERM to one of the two alone: same step, same weights, a checkpoint."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(str(free.getsockname()[1]))
-    environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *ports], text=True, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    processes = several.start(2, ["-c", WORKER, parallel, several.free_port(), several.free_port()], tmp_path)
 
     def wait_for_training(resumed: bool) -> None:
         deadline = time.monotonic() + 120
@@ -197,19 +183,15 @@ def test_two_processes_end_together_whenever_the_signals_come(tmp_path):
             time.sleep(0.05)
         time.sleep(0.5)
 
-    try:
-        wait_for_training(resumed=False)
-        processes[0].send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        processes[1].send_signal(signal.SIGINT)
-        wait_for_training(resumed=True)
-        processes[1].send_signal(signal.SIGTERM)
-        found = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], found
-    ends = [out.splitlines() for out, _ in found]
+    wait_for_training(resumed=False)
+    processes[0].send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    processes[1].send_signal(signal.SIGINT)
+    wait_for_training(resumed=True)
+    processes[1].send_signal(signal.SIGTERM)
+    found = several.ends(processes, timeout=60)
+    assert [code for code, _, _ in found] == [0, 0], found
+    ends = [out.splitlines() for _, out, _ in found]
     assert ends[0] == ends[1]
     assert [end.split()[0] for end in ends[0]] == ["interrupted"] * 2
     first, second = (int(end.split()[1]) for end in ends[0])

@@ -163,8 +163,9 @@ def test_kill_nine_and_resume_ends_with_the_same_weights(llama_folder, tmp_path)
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(llama_folder, tmp_path):
-    """torchrun with two CPU processes against one process: same rows per step, same loss curve."""
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_take_the_steps_of_one(llama_folder, tmp_path, parallel):
+    """torchrun with two CPU processes against one process: same rows per step, same loss curve, in a trimmed vocabulary."""
     table = write_csv(tmp_path / "pairs.csv", pairs(60))
     losses = []
     for processes in (1, 2):
@@ -174,11 +175,13 @@ def test_two_processes_take_the_steps_of_one(llama_folder, tmp_path):
                 sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
                 "-m", "seqtune", "fit", "--data", str(table), "--model", str(llama_folder), "--out", str(out),
                 "--set", "train.batch_size=5", "--set", "train.epochs=2", "--set", "train.precision=fp32",
-                "--set", "train.optimizer=adamw", "--set", "decode.max_new_tokens=4",
+                "--set", "train.optimizer=adamw", "--set", "decode.max_new_tokens=4", "--set", f"train.parallel={parallel}",
             ],
             check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert ("2 processes" in done.stderr) == (processes == 2)
+        assert ("share the weights" in done.stderr) == (processes == 2 and parallel == "fsdp")
+        assert " tokens are kept" in done.stderr
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])
         steps = [line["step"] for line in lines if "loss" in line]

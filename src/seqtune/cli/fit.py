@@ -72,7 +72,9 @@ def fit(
     main = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
     table = resolved.data.path or ""
     if main and (resolved.mixture or table.startswith("hf://") or Path(table).exists()):
-        resolved, notes = with_columns(resolved)
+        # of several processes, none may end before all have met: the others would wait for it
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        resolved, notes = with_columns(resolved) if alone else (resolved, [])
         print("\n".join([_opening(resolved), *notes]), file=sys.stderr, flush=True)
     from seqtune.procedures.fit import fit as procedure
     from seqtune.procedures.fit import run_folder

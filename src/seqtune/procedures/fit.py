@@ -90,30 +90,34 @@ def fit(config: Config, *, resume: bool = False, overwrite: bool = False, quiet:
     """
     folder = run_folder(config)
     process = process_state()
+    agreement = Agreement(process.num_processes)
     quiet = quiet or not process.is_main_process
     say = _speaker(quiet)
-    if process.is_main_process:
+
+    def check_folder() -> None:
         runs.check_free(config, folder, resume=resume, overwrite=overwrite)
         if overwrite and config.mixture:
             runs.check_outside(folder, [name for bundle in bundles_of(config.mixture) for name in bundle.files])
-    check_trackers(config.train)
-    config, notes = with_columns(config)
-    for note in notes:
-        say(note)
-    prepared = prepare(config)
-    check_packages(prepared.task, config.decode)
-    for mixed in prepared.mixture:
-        check_metric(mixed)
-    model, adapter = starting_point(config, prepared)
-    for line in account(prepared):
-        say(line)
-    _say_what_is_odd(prepared, folder, say)
-    with ExitStack() as held:
-        if process.is_main_process:
-            runs.check_free(config, folder, resume=resume, overwrite=overwrite)
-            folders.create(folder, runs.RUN)
-            held.enter_context(folders.held(folder, runs.RUN))
-        continuing = _enter(config, folder, prepared, resume=resume, overwrite=overwrite)
+
+    def enter() -> bool:
+        """Hold the run folder; true if there is a run to continue."""
+        runs.check_free(config, folder, resume=resume, overwrite=overwrite)
+        folders.create(folder, runs.RUN)
+        held.enter_context(folders.held(folder, runs.RUN))
+        return runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)
+
+    with agreement.reachable(), ExitStack() as held:
+        agreement.in_main(check_folder)
+        agreement.everywhere(lambda: check_trackers(config.train))
+        config, notes = agreement.everywhere(lambda: with_columns(config))
+        for note in notes:
+            say(note)
+        prepared = agreement.everywhere(lambda: prepare(config), first=process.is_local_main_process)
+        model, adapter = agreement.everywhere(lambda: starting_point(config, prepared))
+        for line in account(prepared):
+            say(line)
+        agreement.in_main(lambda: _say_what_is_odd(prepared, folder, say))
+        continuing = agreement.in_main(enter)
         return _train_in(folder, config, prepared, Start(model, adapter, continuing, overwrite), quiet, report)
 
 
@@ -142,6 +146,9 @@ def starting_point(config: Config, prepared: Prepared) -> tuple[PreTrainedModel,
 
     If the base is itself the run of an adapter, that adapter is merged first.
     """
+    check_packages(prepared.task, config.decode)
+    for mixed in prepared.mixture:
+        check_metric(mixed)
     model = load_merged(config.model, config.train.seed)
     prepared.vocabulary.apply(model)
     adapter = None
@@ -192,14 +199,6 @@ def _say_what_is_odd(prepared: Prepared, folder: Path, say: Callable[[str], None
 
 def _speaker(quiet: bool) -> Callable[[str], None]:
     return (lambda text: None) if quiet else lambda text: progress.console().print(text, markup=False)
-
-
-def _enter(config: Config, folder: Path, prepared: Prepared, *, resume: bool, overwrite: bool) -> bool:
-    """Create the run folder in the main process; true everywhere if there is a run to continue."""
-    process, continuing = process_state(), False
-    if process.is_main_process:
-        continuing = runs.open_run(config, folder, prepared.fingerprint, resume=resume, overwrite=overwrite)
-    return Agreement(process.num_processes).from_main(continuing)
 
 
 def _trainer(config: Config, prepared: Prepared, model: PreTrainedModel, folder: Path) -> Trainer:

@@ -173,7 +173,8 @@ def encode_table(encoder: Encoder, prompts: Sequence[Prompt], key: str | None = 
     file = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / IDS)))
     columns = (file.get_batch(i).column(0) for i in range(file.num_record_batches))
     blocks = [np.frombuffer(column.buffers()[1], builder.dtype, len(column)) for column in columns]  # to_numpy imports pandas
-    return _table(blocks, np.load(folder / ROWS), facts), dict(facts["errors"])
+    rows = np.asarray(np.load(folder / ROWS, mmap_mode="r"))  # shared between the processes of a training, as the tokens are
+    return _table(blocks, rows, facts), dict(facts["errors"])
 
 
 def _identity(encoder: Encoder) -> Iterator[object]:

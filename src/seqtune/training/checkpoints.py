@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import nn
 from seqtune import folders, progress, runs
 from seqtune.errors import RunError
 from seqtune.training.optim import WeightAverage
+from seqtune.training.spread import shard_like, whole
 
 MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"
 BEST = "best.safetensors"
@@ -87,20 +88,52 @@ def outcome_summary(outcome: Outcome) -> dict[str, Any]:
     return {"reason": outcome.reason, "total_steps": outcome.total_steps} | asdict(outcome.state)
 
 
-def save(folder: Path, model: nn.Module, optimizers: Sequence[Any], average: WeightAverage | None, state: TrainState) -> None:
+def parts(
+    model: nn.Module, optimizers: Sequence[Any], average: WeightAverage | None, *, keep: bool
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The files of a checkpoint, one after the other, whole and in the CPU's memory.
+
+    Shards are put together, which takes every process, so each goes through all parts, and one keeps them. As nothing in a
+    checkpoint is cut by processes, any number of them can go on from it.
+
+    Args:
+        model: with its shards or its copies.
+        optimizers: likewise.
+        average: likewise.
+        keep: false in a process that only helps: its parts are empty.
+    """
+    yield MODEL, _collected(_trained(model), keep)
+    yield OPTIMIZER, _collected(_optimizer_tensors(optimizers), keep)
+    if average is not None:
+        yield AVERAGE, _collected(average.tensors(), keep)
+
+
+def _collected(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full.cpu().contiguous()
+    return found
+
+
+def save(folder: Path, files: Iterable[tuple[str, dict[str, torch.Tensor]]], state: TrainState) -> None:
     """Write `folder/step-N`, and then drop all but this checkpoint, the one before it and the best weights.
 
     Each checkpoint holds the best weights as well, as a second name of the same file where the file system can do that, so
     that the one before is enough to go on from.
+
+    Args:
+        folder: of the checkpoints.
+        files: what `parts` gives.
+        state: the rest.
     """
     final = folder / f"step-{state.step:08d}"
     # a folder cannot take another's place at once: in between, the old one is found under one zero more
     with folders.writing(final, aside=folder / f"step-0{state.step:08d}") as hidden:
         hidden.mkdir(parents=True)
-        save_file(_trained(model), hidden / MODEL)
-        save_file(_optimizer_tensors(optimizers), hidden / OPTIMIZER)
-        if average is not None:
-            save_file({name: t.detach().cpu().contiguous() for name, t in average.tensors().items()}, hidden / AVERAGE)
+        for name, tensors in files:
+            save_file(tensors, hidden / name)
         if state.best is not None:
             _same_file(best_path(folder, state.best_step), hidden / BEST)
         (hidden / STATE).write_text(json.dumps(asdict(state)))
@@ -117,6 +150,8 @@ def _same_file(path: Path, other: Path) -> None:
     if path.exists():
         try:
             os.link(path, other)
+        except FileExistsError:  # another process of the training was quicker
+            return
         except OSError:
             shutil.copyfile(path, other)
 
@@ -147,13 +182,13 @@ def newest_whole(folder: Path) -> Path | None:
 
 def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters that training changes, shared ones once."""
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the parameters that training changes, all or nothing."""
+    """Write the parameters that training changes of a model that is whole, all or nothing."""
     with folders.writing(path) as hidden:
-        save_file(_trained(model), hidden)
+        save_file(_collected(_trained(model), keep=True), hidden)
 
 
 @torch.no_grad()
@@ -164,7 +199,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         RunError: the file is damaged, or holds other tensors.
     """
     tensors = _read(path)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = _trained(model)
     wrong = sorted(n for n in trained | tensors if _shape(trained, n) != _shape(tensors, n))
     if wrong:
         raise RunError(
@@ -172,7 +207,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "start again with --overwrite or another --out"
         )
     for name, parameter in trained.items():
-        parameter.copy_(tensors[name])
+        parameter.copy_(shard_like(tensors[name], parameter))
 
 
 def _shape(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
@@ -244,13 +279,13 @@ def _flattened(entries: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
         if isinstance(value, dict):
             flat |= _flattened(value, f"{prefix}{name}.")
         else:
-            tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
-            flat[prefix + name] = tensor.cpu().contiguous()
+            flat[prefix + name] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
     return flat
 
 
 def _restore(optimizers: Sequence[Any], tensors: dict[str, torch.Tensor]) -> None:
     for i, optimizer in enumerate(optimizers):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
             which, parameter, *path, name = key.split(".")
@@ -259,5 +294,5 @@ def _restore(optimizers: Sequence[Any], tensors: dict[str, torch.Tensor]) -> Non
                 for part in path:
                     entries = entries.setdefault(part, {})
                 plain = name == "step" and not value.is_floating_point()
-                entries[name] = int(value) if plain else value
+                entries[name] = int(value) if plain else shard_like(value, parameters[int(parameter)])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -15,6 +15,7 @@ from seqtune import runs
 from seqtune.errors import RunError
 from seqtune.records import Encoded
 from seqtune.tokens.batching import StepPlan
+from seqtune.training.spread import whole
 
 FILE = "diverged.json"  # in the run folder: the rows of the step
 MOST_REWINDS = 5  # each halves the learning rate; what diverges at a 32nd of it has another reason
@@ -54,13 +55,14 @@ def check_losses(losses: Sequence[float], last: int) -> None:
 
 @torch.no_grad()
 def check_weights(model: nn.Module, step: int) -> None:
-    """Refuse trained weights that are no numbers, before they are scored or take the place of good ones.
+    """Refuse trained weights that are no numbers, before they are scored or take the place of good ones; all processes alike.
 
     Raises:
         DivergedError: names the first such parameter.
     """
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+        # a sum, as `all` of a shard asks no other process
+        if parameter.requires_grad and int(whole(torch.isfinite(parameter).logical_not().sum())):
             raise DivergedError(f"the weights {name!r} are not finite after step {step}", step)
 
 

@@ -6,20 +6,18 @@ divided by the loss tokens of the whole step, and randomness is drawn from (seed
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from seqtune import progress, runs
+from seqtune import progress
 from seqtune.errors import RunError
-from seqtune.models.loss import TargetLoss, check_packing, compile_backbone
+from seqtune.models.loss import check_packing, compile_backbone
 from seqtune.records import Encoded
 from seqtune.sections import TrainConfig
 from seqtune.tokens.batching import StepPlan
@@ -29,10 +27,12 @@ from seqtune.training.checkpoints import Outcome, TrainState
 from seqtune.training.divergence import DivergedError
 from seqtune.training.feed import Feed, Step, part_tokens
 from seqtune.training.interruption import Interrupted, Interruption
+from seqtune.training.journal import Journal
 from seqtune.training.log import rank
 from seqtune.training.optim import WeightAverage, build_optimizers, learning_rate_factor, set_learning_rates
-from seqtune.training.processes import Agreement, autocast, make_accelerator, no_sync
+from seqtune.training.processes import Agreement, autocast, make_accelerator
 from seqtune.training.schedule import Schedule
+from seqtune.training.spread import Shards, spread
 
 LOG_EVERY = 10  # steps between lines of log.jsonl
 
@@ -44,7 +44,7 @@ class Trainer:
     """One training: the model, its optimizers, the plan and the state.
 
     Args:
-        model: a causal LM; trained in place.
+        model: a causal LM; trained in place. Where several processes share it out, the main one has it whole after `run`.
         rows: encoded training rows.
         config: the `train` section.
         folder: the run folder; `checkpoints/` and `log.jsonl` go there.
@@ -69,26 +69,31 @@ class Trainer:
         self.schedule = Schedule(config, self.plan.total_steps)
         self.accelerator = make_accelerator(config, folder)
         self.agreement = Agreement(self.accelerator.num_processes)
-        device = self.accelerator.device
-        self.model = model.to(device)
         check_packing(model, config.batching)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if config.compile:
             compile_backbone(model)
-        self.loss = self.accelerator.prepare(TargetLoss(self.model))
+        self.spread = spread(model, self.accelerator, config.parallel)
+        self.model = self.spread.model
+        self.loss: Any = self.spread.loss
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.model, config)]
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizers = [self.accelerator.prepare(o) for o in build_optimizers(self.spread.trained, config)]
+        trained = [p for p in self.spread.trained.parameters() if p.requires_grad]
+        self.num_trained = sum(p.numel() for p in trained)
         self.average = WeightAverage(trained, config.average) if config.average else None
         self.state = TrainState()
-        on_gpu = device.type == "cuda"
-        part = None if on_gpu else part_tokens(self.num_parameters, sum(p.numel() for p in trained))
-        self.feed = Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, part, on_gpu)
+        self.journal = Journal(self.accelerator, folder, self.schedule)
+        self.feed = self._feed(rows)
         self.interruption = Interruption()
-        self._losses: list[torch.Tensor] = []
         self._gradients_checked, self._interrupted = False, 0
-        self._exact: float | None = None  # of the last validation
+
+    def _feed(self, rows: TokenTable) -> Feed:
+        on_gpu = self.accelerator.device.type == "cuda"
+        # shards are put together for every part, by all processes at once, so each must have as many parts as the others
+        cut = not on_gpu and not isinstance(self.spread, Shards)
+        part = part_tokens(self.num_parameters, self.num_trained) if cut else None
+        return Feed(rows, self.plan, self.accelerator.process_index, self.accelerator.num_processes, part, on_gpu)
 
     def describe(self) -> str:
         """The resolved settings in one line, so that no default is silent."""
@@ -100,16 +105,16 @@ class Trainer:
         length = f"stops after {c.max_minutes:g} minutes, or after {steps}, if they take less" if c.max_minutes else steps
         width = self.accelerator.num_processes
         limit = f", mean of the weights over {c.average:.0%} of the steps" if c.average else ""
-        limit += f", {width} processes" if width > 1 else ""
+        sharded = ", which share the weights out" if isinstance(self.spread, Shards) else ""
+        limit += f", {width} processes{sharded}" if width > 1 else ""
         return (
             f"{self.num_parameters / 1e6:.1f} M parameters{self._trained()} on {self.accelerator.device} in {c.precision}; "
             f"{c.optimizer} {rates}; {length}{limit}"
         )
 
     def _trained(self) -> str:
-        count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        share = count / self.num_parameters
-        return f", {count:,} of them trained ({100 * share:.3g}%)," if share < 1 else ""
+        share = self.num_trained / self.num_parameters
+        return f", {self.num_trained:,} of them trained ({100 * share:.3g}%)," if share < 1 else ""
 
     @property
     def is_main(self) -> bool:
@@ -132,12 +137,9 @@ class Trainer:
                 "machines share, or resume on the machine of the first process alone"
             )
         if name:
-            self.state = checkpoints.load(checkpoint, self.model, self.optimizers, self.average, self.plan.total_steps)
-        if self.is_main:
-            log = self.folder / "log.jsonl"
-            lines = log.read_text().splitlines() if log.exists() else []
-            kept = [line for line in lines if _step_of(line) <= self.state.step]
-            runs.write_text(log, "".join(line + "\n" for line in kept))
+            model = self.spread.trained
+            self.state = checkpoints.load(checkpoint, model, self.optimizers, self.average, self.plan.total_steps)
+        self.journal.go_back(self.state.step)
         return name != ""
 
     def run(self, *, quiet: bool = False) -> Outcome:
@@ -188,12 +190,11 @@ class Trainer:
         rewinds = self.state.rewinds + 1
         if self.config.on_divergence != "rewind" or rewinds > divergence.MOST_REWINDS:
             raise error
-        self._losses = []
         self.restore()
         self.state.rewinds = rewinds
         self.checkpoint()
         self._started = time.monotonic() - self.state.seconds
-        self._write({"step": self.state.step, "seconds": round(self.state.seconds, 3), "rewinds": rewinds})
+        self.journal.write({"step": self.state.step, "seconds": round(self.state.seconds, 3), "rewinds": rewinds})
         if self.is_main:
             said = (
                 f"{str(error).partition(';')[0]}: back to step {self.state.step} with the learning rate times {0.5**rewinds:g}"
@@ -228,10 +229,9 @@ class Trainer:
             self.checkpoint()
 
     def _end(self) -> None:
-        """Close trackers and the process group."""
-        # the parallel wrapper goes first: if it were the last to hold the group, the group's destructor would wait for its
-        # threads with the interpreter locked, and they for the interpreter
-        self.loss = self.accelerator.unwrap_model(self.loss)
+        """Leave the weights in the model, and close trackers and the process group."""
+        self.loss = None
+        self.spread.finish()
         self.optimizers, self.average = [], None  # their state is twice the model
         self.accelerator.free_memory()
         self.accelerator.end_training()
@@ -249,19 +249,28 @@ class Trainer:
             self.average.exchange()
 
     def load_best(self) -> None:
-        """Put the weights of the best validation back into the model."""
+        """Put the weights of the best validation back into the main process's model."""
         path = checkpoints.best_path(self.folder / "checkpoints", self.state.best_step)
-        if self.state.best is not None and path.exists():
+        if self.is_main and self.state.best is not None and path.exists():
             checkpoints.load_weights(self.model, path)
 
     def checkpoint(self) -> None:
-        """Write a resumable checkpoint (main process only)."""
-        self._settle()
-        divergence.check_weights(self.model, self.state.step)
+        """Write a resumable checkpoint, which any number of processes can go on from."""
+        self.journal.settle(self.state)
+        divergence.check_weights(self.spread.trained, self.state.step)
         if self.is_main:
-            checkpoints.save(self.folder / "checkpoints", self.model, self.optimizers, self.average, self.state)
+            checkpoints.save(self.folder / "checkpoints", self._parts(), self.state)
+        else:
+            for _ in self._parts():  # the main process puts shards together with everybody's help
+                pass
         self.agreement.wait()
         self._saved_step, self._saved_seconds = self.state.step, self.state.seconds
+
+    def _parts(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """The checkpoint's files; the next is not begun before the main process has written one, however long that takes."""
+        for part in checkpoints.parts(self.spread.trained, self.optimizers, self.average, keep=self.is_main):
+            yield part
+            self.agreement.wait()
 
     def _step(self, step: Step) -> None:
         device = self.accelerator.device
@@ -272,7 +281,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         for index, (batch, weight) in enumerate(step.batches):
             last = index == len(step.batches) - 1
-            with autocast(device, self.dtype), no_sync(self.accelerator, self.loss, not last):
+            with autocast(device, self.dtype), nullcontext() if last else self.spread.adding_up():
                 loss = weight * self.loss(batch.to(device))
                 # data parallelism averages gradients over processes; the sum is wanted
                 self.accelerator.backward(loss * (width / step.num_loss_tokens))
@@ -280,7 +289,7 @@ class Trainer:
         if not self._gradients_checked:
             self._check_gradients()
         if self.config.clip is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            self.accelerator.clip_grad_norm_(self.spread.trained.parameters(), self.config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -289,12 +298,11 @@ class Trainer:
         self.state.step += 1
         self.state.epoch, self.state.epoch_step = step.epoch, step.number + 1
         self.state.num_tokens += step.num_tokens
-        self._losses.append(self.accelerator.reduce(total, "sum") / step.num_loss_tokens)  # type: ignore[operator]
-        self.state.unlogged["steps"] = self.state.unlogged.get("steps", 0.0) + 1
+        self.journal.note(self.accelerator.reduce(total, "sum") / step.num_loss_tokens, self.state)  # type: ignore[operator]
 
     def _check_gradients(self) -> None:
         """Refuse to train on if a parameter that is to be trained takes no part in the loss; tokens unseen have zeros."""
-        missing = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        missing = [name for name, p in self.spread.trained.named_parameters() if p.requires_grad and p.grad is None]
         if missing:
             names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise RunError(
@@ -303,37 +311,8 @@ class Trainer:
             )
         self._gradients_checked = True
 
-    def _settle(self) -> None:
-        """Fetch the losses of the steps since the last time; on a GPU that waits for them, so it is not done at every step."""
-        losses: list[float] = torch.stack(self._losses).tolist() if self._losses else []
-        divergence.check_losses(losses, self.state.step)
-        for loss in losses:
-            self.state.unlogged["loss"] = self.state.unlogged.get("loss", 0.0) + loss
-        self._losses = []
-
     def _log(self) -> None:
-        self._settle()
-        pending = self.state.unlogged
-        if not pending:
-            return
-        line = {
-            "step": self.state.step,
-            "epoch": self.state.epoch,
-            "loss": pending["loss"] / pending["steps"],
-            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-            "num_tokens": self.state.num_tokens,
-            "seconds": round(self.state.seconds, 3),
-        }
-        self.state.unlogged = {}
-        self._write(line)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self.is_main:
-            with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-        values = {k: v for k, v in line.items() if k not in ("step", "validation")}
-        values |= {f"validation/{k}": v for k, v in line.get("validation", {}).items()}
-        self.accelerator.log(values, step=line["step"])
+        self.journal.log(self.state, self.optimizers[0].param_groups[0]["lr"])
 
     def _show(self, tick: progress.Tick) -> None:
         """Progress for people; on a GPU not at every step, as it waits for the loss."""
@@ -341,23 +320,17 @@ class Trainer:
         on_cpu = self.accelerator.device.type == "cpu"
         if not on_cpu and state.step % LOG_EVERY and state.step < self.plan.total_steps:
             return
-        self._settle()
-        done = self.schedule.progress(state.step, state.seconds)
-        loss = state.unlogged["loss"] / state.unlogged["steps"]
-        speed = f"{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
-        left = progress.remaining(state.seconds * (1 - done) / done)
-        right = "" if self._exact is None else f" · {self._exact:.1%} right"
-        tick(min(1.0, done), f"step {state.step} · loss {loss:.3f}{right} · {speed} · {left} left")
+        self.journal.show(state, tick)
 
     def _validate(self, quiet: bool) -> None:
         """Score the weights, or their mean, unless that was done at this step, and keep them if they are the best."""
         state = self.state
         if self.validate is None or state.validated_step == state.step:
             return
-        self._settle()
-        divergence.check_weights(self.model, state.step)
+        self.journal.settle(state)
+        divergence.check_weights(self.spread.trained, state.step)
         before = state.seconds
-        with self._averaged():
+        with self._averaged(), self.spread.whole():
             done = self._score(self.validate, quiet)
         self._agree()
         if done:
@@ -377,11 +350,7 @@ class Trainer:
         if metrics is None:
             return False
         state.validation_size = int(metrics["num_items"])
-        self._write({"step": state.step, "seconds": round(state.seconds, 3), "validation": metrics})
-        self._exact = metrics.get("exact_match")
-        if self.is_main and not quiet:
-            shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if k != "num_items" and "/" not in k)
-            progress.console().print(f"[dim]step {state.step}: {shown} on {state.validation_size:,} validation rows[/dim]")
+        self.journal.log_validation(state, metrics, quiet)
         if state.best is None or rank(metrics) > rank(state.best):
             state.best, state.best_step, state.num_worse = metrics, state.step, 0
             if self.is_main:
@@ -391,10 +360,3 @@ class Trainer:
         else:
             state.num_worse += 1
         return True
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):  # the line that a kill cut in two
-        return math.inf

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from seqtune import plugins
 from seqtune.sections import TrainConfig
+from seqtune.training.spread import shard_like, whole
 
 MUON_MOMENTUM = 0.95
 # Odd quintics a x + b x^3 + c x^5, applied one after the other: each has the least largest distance from 1 on the interval that
@@ -46,7 +47,8 @@ def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) ->
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz, for hidden matrices (Jordan et al. 2024).
 
-    Matrices of one shape are stacked and iterated together, which matters for small models.
+    Matrices of one shape are stacked and iterated together, which matters for small models. Sharded ones are put together for
+    it in every process, which then keeps its share of the update: the same steps, and a shape's matrices are whole meanwhile.
 
     Args:
         parameters: two-dimensional parameters, or groups of them; a group with `inputs_first` holds weights [inputs, outputs],
@@ -78,10 +80,10 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in shapes.items():
                 inputs, outputs = shape if group["inputs_first"] else reversed(shape)
                 scale = group["lr"] * math.sqrt(max(1.0, outputs / inputs))
-                update = orthogonalize(torch.stack([self._nesterov(p) for p in parameters]), self.dtype)
+                update = orthogonalize(torch.stack([whole(self._nesterov(p)) for p in parameters]), self.dtype)
                 for parameter, direction in zip(parameters, update, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction.to(parameter.dtype), alpha=-scale)
+                    parameter.add_(shard_like(direction.to(parameter.dtype), parameter), alpha=-scale)
 
     def _nesterov(self, parameter: nn.Parameter) -> torch.Tensor:
         assert parameter.grad is not None
@@ -149,7 +151,7 @@ class WeightAverage:
         """Continue from what `tensors` gave."""
         self.num_steps = int(tensors["num_steps"])
         for i, mean in enumerate(self.means):
-            mean.copy_(tensors[str(i)])
+            mean.copy_(shard_like(tensors[str(i)], mean))
 
 
 def build_optimizers(model: PreTrainedModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
