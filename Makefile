@@ -47,8 +47,7 @@ check: install
 
 # the documentation as a site; a link that leads nowhere is an error. Then: python3 -m http.server -d site
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
-	@echo site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: install
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 sys.path.insert(0, str(Path(__file__).parent))
 from notebooks import notebook
@@ -54,7 +54,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Take in what lies outside docs/, and each tutorial as a notebook."""
     pages = [Path(f.abs_src_path) for f in files.documentation_pages()]
     for target in sorted(outside(pages)):
-        files.append(File.generated(config, place_of(target), content=target.read_text(encoding="utf-8")))
+        text, beside = target.read_text(encoding="utf-8"), InclusionLevel.NOT_IN_NAV
+        files.append(File.generated(config, place_of(target), content=text, inclusion=beside))
     for page in sorted((DOCS / "tutorials").glob("*.md")):
         if page.stem != "index":
             made = json.dumps(notebook(page.read_text(encoding="utf-8")), indent=1, ensure_ascii=False)
