@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,16 @@ def test_a_torn_weights_file_is_named(llama_folder, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"torn/model.safetensors' is damaged \(.* put it back from a copy"):
         load_model(ModelConfig(name=str(torn)), 0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden_act", "si-u"), ("hidden_size", "x"), ("num_attention_heads", None)])
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+def test_a_configuration_that_describes_no_model_is_named(llama_folder, tmp_path, key, value, init):
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {key: value}))
+    with pytest.raises(ModelError, match=f"{tmp_path}/model' (describes no model|cannot be loaded)"):
+        load_model(ModelConfig(name=str(folder), init=init), 0)
 
 
 def test_an_adapter_is_found_below_the_home_folder(llama_folder, tmp_path, monkeypatch):

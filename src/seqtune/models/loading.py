@@ -161,9 +161,7 @@ def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     try:
         if config.init == "random":
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(
-                load_model_config(config), trust_remote_code=config.runs_code, dtype=torch.float32
-            )
+            model = _build(config, dtype=torch.float32)
         else:
             model = _load_weights(config)
     except ValueError as error:
@@ -197,6 +195,25 @@ def _load_weights(config: ModelConfig) -> PreTrainedModel:
     return model
 
 
+def _build(config: ModelConfig, **options: Any) -> PreTrainedModel:
+    """A model as its configuration describes it, with new weights.
+
+    Raises:
+        ModelError: the configuration describes none.
+        ValueError: it describes no causal language model, says transformers.
+    """
+    settings = load_model_config(config)
+    try:
+        return AutoModelForCausalLM.from_config(settings, trust_remote_code=config.runs_code, **options)
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # whatever the families of transformers make of settings that anybody may have written
+        raise ModelError(
+            f"the configuration of {config.name!r} describes no model ({type(error).__name__}: {error}): its config.json is "
+            "damaged, or for another version of transformers; fetch it again"
+        ) from None
+
+
 def load_architecture(config: ModelConfig) -> PreTrainedModel:
     """The model without its weights, on torch's device `meta`: to count, or for those who read the weights themselves.
 
@@ -204,7 +221,7 @@ def load_architecture(config: ModelConfig) -> PreTrainedModel:
         ModelError: it cannot be found or read.
     """
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_model_config(config), trust_remote_code=config.runs_code)
+        return _build(config)
 
 
 def num_parameters(config: ModelConfig) -> int:
