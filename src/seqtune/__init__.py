@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from seqtune.learner import SequenceLearner, compare, evaluate, fit, predict
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 __all__ = ["SequenceLearner", "__version__", "compare", "evaluate", "fit", "predict"]
 
 
