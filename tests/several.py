@@ -40,7 +40,7 @@ def ends(processes: list[subprocess.Popen[str]], timeout: float) -> list[tuple[i
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
 
 
-def run(width: int, command: list[str], folder: Path, timeout: float = 300) -> list[str]:
+def run(width: int, command: list[str], folder: Path, timeout: float = 600) -> list[str]:
     """`start`, and all of them must end well; returns what each printed."""
     found = ends(start(width, command, folder), timeout)
     assert [code for code, _, _ in found] == [0] * width, found
