@@ -231,15 +231,18 @@ def test_who_hangs_up_frees_the_rows_and_the_end_loses_nothing(run_folder):
 
         async def hang_up(stream: bool) -> None:
             asking = asyncio.create_task(ask(stream))
-            while not await asyncio.to_thread(metric, "seqtune_active_inputs"):
+            while not asking.done() and not await asyncio.to_thread(metric, "seqtune_active_inputs"):
                 await asyncio.sleep(0.02)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
 
         for stream in (False, True):
             before = metric("seqtune_cancelled_inputs_total")
-            asyncio.run(hang_up(stream))
-            assert waited_for(lambda: metric("seqtune_active_inputs") + metric("seqtune_waiting_inputs") == 0, 5.0)
+            for _ in range(5):  # on a busy machine the answer can be there before anybody has hung up
+                asyncio.run(hang_up(stream))
+                assert waited_for(lambda: metric("seqtune_active_inputs") + metric("seqtune_waiting_inputs") == 0, 5.0)
+                if metric("seqtune_cancelled_inputs_total") > before:
+                    break
             assert metric("seqtune_cancelled_inputs_total") > before
 
         asked = [pool.submit(httpx.post, f"{url}/v1/predict", json={"inputs": long}) for _ in range(4)]
