@@ -33,34 +33,18 @@ DICTIONARY, RECORDS = 2, 3  # kinds of messages
 OLD_COMPRESSION = b"ARROW:experimental_compression"
 
 
-def column_names(path: Path, source: Path | IO[bytes]) -> list[str]:
-    """The columns of a file.
-
-    Raises:
-        DataError: it is damaged, or holds too much.
-    """
-    with _opened(path, source) as (schema, _):
-        return cells.flat_names(schema)
-
-
-def portions(path: Path, source: Path | IO[bytes], num_rows: int, num_characters: int) -> Iterator[list[list[str]]]:
-    """The cells of each column, as in `cells.portions`.
+@contextlib.contextmanager
+def opened(path: Path, source: Path | IO[bytes], num_rows: int) -> Iterator[cells.Opened]:
+    """A file's schema, and its batches, which are read as they are taken.
 
     Args:
         path: the file's name, and by its size how much it can hold.
         source: itself, unpacked.
-        num_rows: of a portion, at most.
-        num_characters: likewise.
+        num_rows: of a batch, at most, where the file leaves the choice.
 
     Raises:
         DataError: it is damaged, or holds too much.
     """
-    with _opened(path, source) as (_, batches):
-        yield from cells.portions(batches, path, num_rows, num_characters)
-
-
-@contextlib.contextmanager
-def _opened(path: Path, source: Path | IO[bytes]) -> Iterator[tuple[pyarrow.Schema, Iterable[pyarrow.RecordBatch]]]:
     try:
         with contextlib.closing(
             pyarrow.OSFile(str(source)) if isinstance(source, Path) else pyarrow.PythonFile(source, "r")

@@ -21,6 +21,7 @@ from seqtune.data.archives import EXPANSION, WINDOW, too_large
 CELL = 4  # bytes that each counts for
 MISSING = ("NAType", "NaTType")  # how pandas calls what is missing; neither is equal to anything, nor different
 NESTED_ROWS = 256  # with lists in them: what they hold is known only when they are read
+Opened = tuple[pyarrow.Schema, Iterable[pyarrow.RecordBatch]]  # what the readers of columnar files give
 UNREADABLE = (
     polars.exceptions.PolarsError, polars.exceptions.PanicException, pyarrow.ArrowException, OSError, ValueError, OverflowError,
 )  # fmt: skip

@@ -23,7 +23,7 @@ import polars
 from seqtune import plugins
 from seqtune.data import arrow, objects, parquet
 from seqtune.data.archives import BROKEN, ZIP, files_in, seekable, unpacked
-from seqtune.data.cells import NoText
+from seqtune.data.cells import NoText, flat_names, portions
 from seqtune.data.dialects import PLAIN, SAMPLE, Dialect, delimiter_of, encoding_of
 from seqtune.data.layouts import text_fault
 from seqtune.data.places import KINDS, PACKED, files_of, kind_of
@@ -227,8 +227,8 @@ def _reader(table: TableFile, lines: Iterator[str], config: DataConfig) -> Itera
 
 def _columns(table: TableFile, config: DataConfig) -> list[str]:
     if table.kind in COLUMNAR:
-        with table.seekable() as source:
-            return COLUMNAR[table.kind].column_names(table.path, source)
+        with table.seekable() as source, COLUMNAR[table.kind].opened(table.path, source, 1) as (schema, _):
+            return flat_names(schema)
     if table.kind not in (".jsonl", ".json"):
         with contextlib.closing(_cut(table, config, _Place())) as rows:
             header = next((cells for _, cells in rows), None)
@@ -345,8 +345,8 @@ def _json_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[
 
 def _columnar_rows(table: TableFile, config: DataConfig, place: _Place) -> Iterator[Raw]:
     num_rows = max(1, min(FRAME_ROWS, FRAME_CELLS // max(1, len(table.columns))))
-    with table.seekable() as source:
-        for columns in COLUMNAR[table.kind].portions(table.path, source, num_rows, FRAME_CHARACTERS):
+    with table.seekable() as source, COLUMNAR[table.kind].opened(table.path, source, num_rows) as (_, batches):
+        for columns in portions(batches, table.path, num_rows, FRAME_CHARACTERS):
             lines = list(range(place.line + 1, place.line + len(columns[0]) + 1))
             place.line += len(lines)
             yield Raw(table.columns, lines, columns)

@@ -17,42 +17,26 @@ from seqtune.errors import DataError
 BUFFER = 2**20  # bytes of a column that are read at once
 
 
-def column_names(path: Path, source: Path | IO[bytes]) -> list[str]:
-    """The columns of a file.
-
-    Raises:
-        DataError: it is damaged, or holds too much.
-    """
-    with _opened(path, source) as file:
-        return cells.flat_names(file.schema_arrow)
-
-
-def portions(path: Path, source: Path | IO[bytes], num_rows: int, num_characters: int) -> Iterator[list[list[str]]]:
-    """The cells of each column, as in `cells.portions`.
+@contextlib.contextmanager
+def opened(path: Path, source: Path | IO[bytes], num_rows: int) -> Iterator[cells.Opened]:
+    """A file's schema, and its batches, which are read as they are taken.
 
     Args:
         path: the file's name, and by its size how much it can hold.
         source: itself, unpacked.
-        num_rows: of a portion, at most.
-        num_characters: likewise.
+        num_rows: of a batch, at most, where the file leaves the choice.
 
     Raises:
         DataError: it is damaged, or holds too much.
     """
-    with _opened(path, source) as file:
-        is_nested = any(map(pyarrow.types.is_nested, file.schema_arrow.types))
-        batches = file.iter_batches(cells.NESTED_ROWS if is_nested else num_rows)
-        yield from cells.portions(batches, path, num_rows, num_characters)
-
-
-@contextlib.contextmanager
-def _opened(path: Path, source: Path | IO[bytes]) -> Iterator[parquet.ParquetFile]:
     try:
         file = parquet.ParquetFile(source, buffer_size=BUFFER)
         _check_promise(path, file.metadata)
         texts = [field.name for field in file.schema_arrow if cells.is_text(field.type)]
         # what is stored once stays so until it is looked at
-        yield parquet.ParquetFile(source, buffer_size=BUFFER, read_dictionary=texts)
+        file = parquet.ParquetFile(source, buffer_size=BUFFER, read_dictionary=texts)
+        is_nested = any(map(pyarrow.types.is_nested, file.schema_arrow.types))
+        yield file.schema_arrow, file.iter_batches(cells.NESTED_ROWS if is_nested else num_rows)
     except BROKEN:
         raise
     except cells.UNREADABLE as error:
