@@ -276,7 +276,8 @@ class Raw:
         """A row as column -> text."""
         cells = zip(self.names, (column[index] for column in self.columns), strict=True)
         own = {name: cell for name, cell in cells if cell is not None}
-        return own | (json.loads(self.more[index] or "{}") if self.more else {})
+        more = self.more[index] if self.more else None
+        return own | json.loads(more) if more else own
 
     def is_nested(self, columns: Sequence[str]) -> np.ndarray:
         """Rows with something else than a text in one of these columns, bool [N]."""

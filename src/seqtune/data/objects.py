@@ -9,13 +9,14 @@ from seqtune.data.cells import NoText
 from seqtune.errors import DataError
 
 CHARACTERS = 2**26  # of a file that is one JSON list, which is read as a whole
+# NaN and Infinity, which are no JSON, are what Python writes for a missing number; one decoder, as making it costs more than a line
+DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 def on_line(line: str) -> dict[str, object] | str:
     """The object on a line, or what is wrong with it."""
     try:
-        # NaN and Infinity, which are no JSON, are what Python writes for a missing number
-        record = json.loads(line, parse_constant=lambda _: None)
+        record = DECODER.decode(line)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
         return f"not JSON ({error})"
     return record if isinstance(record, dict) else f"a JSON {type(record).__name__}, not an object"
@@ -31,7 +32,7 @@ def in_list(name: str, handle: TextIO) -> list[tuple[int, dict[str, object] | st
     if len(text) > CHARACTERS:
         raise DataError(f"{name!r} is one JSON value of more than {CHARACTERS:,} characters; write it as JSON Lines")
     try:
-        records = json.loads(text, parse_constant=lambda _: None)
+        records = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         hint = "; if each line is an object of its own, call it .jsonl" if text.lstrip().startswith("{") else ""
         raise DataError(f"{name!r} is not JSON ({error}){hint}") from None
