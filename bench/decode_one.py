@@ -50,7 +50,7 @@ if __name__ == "__main__":
     if options.engine == "native":
         slots = max(map(len, sources)) + limit + options.num_beams * DROP_EVERY
         decode = decode.model_copy(update={"token_budget": options.batch * slots})
-    engine = make_engine(predictor.model, end, decode, folder)
+    engine = make_engine(predictor.frozen, end, decode, folder)
     if hasattr(engine, "_scores"):
         engine._scores = lambda source, group: [0.0] * len(group)  # the peer's work, not our reading once more
     list(engine.generate(sources[:4], [4] * 4))

@@ -18,6 +18,7 @@ from test_engines import _make_end_likely
 
 from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.chem.sources import chemicals_table
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.models import packed
@@ -45,7 +46,7 @@ if __name__ == "__main__":
             config = DecodeConfig(num_beams=num_beams, num_return=num_return, length_penalty=length_penalty)
             theirs, ours = (
                 dict(engine.generate(sources, [LIMIT] * NUM_INPUTS))
-                for engine in (TransformersEngine(models[0], END, config), NativeEngine(models[1], END, config))
+                for engine in (TransformersEngine(models[0], END, config), NativeEngine(FrozenModel(models[1]), END, config))
             )
             same = [[c.ids for c in ours[i]] == [c.ids for c in theirs[i]] for i in range(NUM_INPUTS)]
             off = max(abs(a.score - b.score) for i in range(NUM_INPUTS) for a, b in zip(ours[i], theirs[i], strict=True))

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines.choices import ChoiceEngine
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError
 from seqtune.models import loading
@@ -25,7 +26,8 @@ def test_answers_are_ranked_by_their_probability_or_by_that_of_a_token(llama_fol
     answers = [[t, *more, END] for t in range(20, 40) for more in ([], [50, 51, 52, 53])]
     prompt = [np.array([5, 6])]
     (_, whole), (_, by_token) = (
-        next(ChoiceEngine(model, answers, DecodeConfig(normalize_answers=n)).generate(prompt, [1])) for n in (False, True)
+        next(ChoiceEngine(FrozenModel(model), answers, DecodeConfig(normalize_answers=n)).generate(prompt, [1]))
+        for n in (False, True)
     )
     assert {tuple(c.ids): c.score for c in whole} == {tuple(c.ids): c.score for c in by_token}
     assert [c.score for c in whole] == sorted((c.score for c in whole), reverse=True)

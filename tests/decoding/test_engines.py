@@ -19,6 +19,7 @@ from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune import plugins
 from seqtune.decoding.engines import make_choice_engine, make_engine
 from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.errors import ConfigError
@@ -63,7 +64,7 @@ def test_native_equals_transformers(family, num_beams, num_return, length_penalt
     config = DecodeConfig(num_beams=num_beams, num_return=num_return, length_penalty=length_penalty, token_budget=1500)
     limits = [LIMIT] * NUM_SOURCES
     theirs = dict(TransformersEngine(model, end, config).generate(sources, limits))
-    ours = dict(NativeEngine(fast, end, config).generate(sources, limits))
+    ours = dict(NativeEngine(FrozenModel(fast), end, config).generate(sources, limits))
     assert sorted(ours) == list(range(NUM_SOURCES))
     lengths = {len(c.ids) for found in ours.values() for c in found}
     assert len(lengths) > 1, "hypotheses must end at different lengths, or little is tested"
@@ -78,7 +79,7 @@ def test_every_input_has_its_own_limit(family, num_beams):
     limits = [1 + i % 7 for i in range(NUM_SOURCES)]
     config = DecodeConfig(num_beams=num_beams, num_return=num_beams, token_budget=900)
     theirs = dict(TransformersEngine(model, end, config).generate(sources, limits))
-    ours = dict(NativeEngine(fast, end, config).generate(sources, limits))
+    ours = dict(NativeEngine(FrozenModel(fast), end, config).generate(sources, limits))
     assert any(len(ours[i][0].ids) == limits[i] for i in range(NUM_SOURCES))
     for i in range(NUM_SOURCES):
         assert [c.ids for c in ours[i]] == [c.ids for c in theirs[i]]
@@ -94,7 +95,7 @@ def test_a_batch_of_other_limits_gives_what_each_input_gives_alone(engine, num_b
     sources = [np.arange(5, 9), np.arange(30, 39), np.arange(60, 65), np.arange(90, 94)]
     limits = [8, 28, 38, 28]
     config = DecodeConfig(num_beams=num_beams, num_return=num_beams, engine=engine, length_penalty=0.6)
-    found = dict(make_engine(model, tokenizer.eos_token_id, config, tmp_path / "model").generate(sources, limits))
+    found = dict(make_engine(FrozenModel(model), tokenizer.eos_token_id, config, tmp_path / "model").generate(sources, limits))
     for i, (source, limit) in enumerate(zip(sources, limits, strict=True)):
         alone = model.generate(
             torch.from_numpy(source)[None], max_new_tokens=limit, do_sample=False, num_beams=num_beams,
@@ -119,7 +120,7 @@ def test_slots_that_no_beam_needs_are_dropped_and_room_grows(family, monkeypatch
     outcomes = []
     for every in (2, 7, 10**6):
         monkeypatch.setattr(decoder, "DROP_EVERY", every)
-        outcomes.append(dict(NativeEngine(fast, end, config).generate(sources[:12], [40] * 12)))
+        outcomes.append(dict(NativeEngine(FrozenModel(fast), end, config).generate(sources[:12], [40] * 12)))
     first, *others = [{i: [c.ids for c in found] for i, found in o.items()} for o in outcomes]
     assert all(first == other for other in others)
 
@@ -157,10 +158,10 @@ def small_model(family: str, **settings):
 def test_models_that_the_native_engine_does_not_fit_go_to_transformers():
     """Layers of several kinds need several masks; the native engine has one."""
     model = small_model("Mistral", sliding_window=8, layer_types=["sliding_attention", "full_attention"])
-    assert not fits(model)
-    assert isinstance(make_engine(model, 2, DecodeConfig()), TransformersEngine)
+    assert not fits(FrozenModel(model))
+    assert isinstance(make_engine(FrozenModel(model), 2, DecodeConfig()), TransformersEngine)
     with pytest.raises(ConfigError, match="'native' does not fit MistralForCausalLM"):
-        make_engine(model, 2, DecodeConfig(engine="native"))
+        make_engine(FrozenModel(model), 2, DecodeConfig(engine="native"))
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Phi3", "Starcoder2"])
@@ -170,9 +171,10 @@ def test_a_sliding_window_of_all_layers_is_kept(family, num_beams):
     model = small_model(family, sliding_window=8)
     sources = [np.arange(5, 20), np.arange(40, 44)]
     config = DecodeConfig(num_beams=num_beams, num_return=num_beams)
-    assert fits(model)
+    assert fits(FrozenModel(model))
     assert model.config.sliding_window == 8, "probing leaves no trace"
-    theirs, ours = (dict(e(model, 1, config).generate(sources, [12, 12])) for e in (TransformersEngine, NativeEngine))
+    engines = TransformersEngine(model, 1, config), NativeEngine(FrozenModel(model), 1, config)
+    theirs, ours = (dict(engine.generate(sources, [12, 12])) for engine in engines)
     for i in range(2):
         assert [c.ids for c in ours[i]] == [c.ids for c in theirs[i]]
         np.testing.assert_allclose([c.score for c in ours[i]], [c.score for c in theirs[i]], rtol=1e-4)
@@ -181,7 +183,7 @@ def test_a_sliding_window_of_all_layers_is_kept(family, num_beams):
 def test_a_window_that_the_model_does_not_read_from_its_config_is_noticed():
     model = small_model("Mistral", sliding_window=8)
     model.model.config = copy.deepcopy(model.config)  # where the forward looks; ours looks at the model's
-    assert not fits(model)
+    assert not fits(FrozenModel(model))
 
 
 @torch.no_grad()
@@ -189,12 +191,12 @@ def test_a_soft_cap_of_logits_is_noticed_at_weights_too_small_to_show_it():
     """Gemma 2, made larger afterwards, as training does: then the cap shows, and the answers must be the capped model's."""
     capped = small_model("Gemma2", layer_types=["full_attention"] * 2, final_logit_softcapping=30.0)
     free = small_model("Gemma2", layer_types=["full_attention"] * 2, final_logit_softcapping=None, attn_logit_softcapping=0.5)
-    assert fits(free), "a cap of attention scores lies within the model's own attention"
+    assert fits(FrozenModel(free)), "a cap of attention scores lies within the model's own attention"
     ids = torch.arange(3, 40)[None]
     hidden = capped.model(input_ids=ids).last_hidden_state
     torch.testing.assert_close(capped.lm_head(hidden), capped(input_ids=ids).logits, rtol=1e-3, atol=1e-3)  # nothing to see
-    assert not fits(capped)
-    engine = make_engine(capped, 1, DecodeConfig())
+    assert not fits(FrozenModel(capped))
+    engine = make_engine(FrozenModel(capped), 1, DecodeConfig())
     assert isinstance(engine, TransformersEngine)
     capped.lm_head.weight.mul_(300)
     assert not torch.allclose(capped.lm_head(hidden), capped(input_ids=ids).logits, atol=1.0)
@@ -209,18 +211,18 @@ def test_a_wrong_cache_is_noticed(monkeypatch):
 
     model = build_model("llama", 300)
     monkeypatch.setattr(TokenPass, "put", lambda self, layer, new: _by_head(new))
-    assert not fits(model)
+    assert not fits(FrozenModel(model))
 
 
 def test_engines_refuse_what_they_cannot_do(tmp_path):
     neo = build_model("gpt_neo", 300)
     with pytest.raises(ConfigError, match="no loader for 'gpt_neo' .* use 'native'"):
-        make_engine(neo, 2, DecodeConfig(engine="ctranslate2"), tmp_path)
+        make_engine(FrozenModel(neo), 2, DecodeConfig(engine="ctranslate2"), tmp_path)
     with pytest.raises(ConfigError, match="needs a run or model folder"):
-        make_engine(build_model("opt", 300), 2, DecodeConfig(engine="ctranslate2"))
+        make_engine(FrozenModel(build_model("opt", 300)), 2, DecodeConfig(engine="ctranslate2"))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="'vllm' needs a CUDA GPU"):
-            make_engine(neo, 2, DecodeConfig(engine="vllm"), tmp_path)
+            make_engine(FrozenModel(neo), 2, DecodeConfig(engine="vllm"), tmp_path)
 
 
 def test_engines_of_packs_are_found_or_refused_in_time(monkeypatch):
@@ -228,16 +230,16 @@ def test_engines_of_packs_are_found_or_refused_in_time(monkeypatch):
     with pytest.raises(ConfigError, match=r"decode.engine = 'natve': it must be auto, .*; did you mean 'native'\?"):
         validate(DecodeConfig, {"engine": "natve"}, "decode.")
     with pytest.raises(ConfigError, match="there is no engine 'mine:own'.*installed: none"):
-        make_engine(model, 2, DecodeConfig(engine="mine:own"))
+        make_engine(FrozenModel(model), 2, DecodeConfig(engine="mine:own"))
     monkeypatch.setattr(plugins, "find", lambda kind, name: lambda *given: (kind, name, *given))
     config = DecodeConfig(engine="mine:own", num_beams=3)
-    assert make_engine(model, 2, config) == ("engines", "mine:own", model, 2, config)
+    assert make_engine(FrozenModel(model), 2, config) == ("engines", "mine:own", model, 2, config)
     with pytest.raises(ConfigError, match="'int8' needs decode.engine = 'native'"):
-        make_engine(model, 2, DecodeConfig(engine="mine:own", weights="int8"))
+        make_engine(FrozenModel(model), 2, DecodeConfig(engine="mine:own", weights="int8"))
     with pytest.raises(ConfigError, match="'mine:own' makes caches of its own"):
-        make_engine(model, 2, config, adapter_method="prefix_tuning")
+        make_engine(FrozenModel(model), 2, config, adapter_method="prefix_tuning")
     with pytest.raises(ConfigError, match="'mine:own' writes texts of its own"):
-        make_choice_engine(model, [[3], [4]], config)
+        make_choice_engine(FrozenModel(model), [[3], [4]], config)
 
 
 def save_for_ctranslate2(family: str, folder: Path):
@@ -259,7 +261,7 @@ def test_ctranslate2_decodes_what_transformers_decodes(family_name, tmp_path):
     sources = [np.array([5, 9, 30, 41]), np.array([7, 50])]
     for beams in (1, 4):
         config = DecodeConfig(num_beams=beams, engine="ctranslate2")
-        engine = make_engine(without_weights, tokenizer.eos_token_id, config, tmp_path / "model")
+        engine = make_engine(FrozenModel(without_weights), tokenizer.eos_token_id, config, tmp_path / "model")
         ours, theirs = (
             dict(e.generate(sources, [6, 6])) for e in (engine, TransformersEngine(model, tokenizer.eos_token_id, config))
         )
@@ -300,7 +302,7 @@ def test_what_ctranslate2_cannot_convert_is_refused(tmp_path):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(ConfigError, match="ctranslate2 cannot serve .* use decode.engine = 'native'"):
-        make_engine(model, 0, DecodeConfig(engine="ctranslate2"), tmp_path / "model")
+        make_engine(FrozenModel(model), 0, DecodeConfig(engine="ctranslate2"), tmp_path / "model")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
@@ -346,10 +348,10 @@ def test_one_long_input_does_not_keep_the_rows_few(num_beams, monkeypatch):
     step = decoder.Decoder.step
     monkeypatch.setattr(decoder.Decoder, "step", lambda self: (widest.append(len(self.rows)), step(self))[1])
     limits = [20] * len(sources)
-    together = dict(NativeEngine(model, 2, config).generate(sources, limits))
+    together = dict(NativeEngine(FrozenModel(model), 2, config).generate(sources, limits))
     slots = 12 + 20 + num_beams * decoder.DROP_EVERY
     assert widest[0] <= 1200 // (220 + 20 + num_beams * decoder.DROP_EVERY)
     assert max(widest) == 1200 // slots
     for i in (0, 1, 30, 60):
-        alone = dict(NativeEngine(model, 2, config).generate([sources[i]], [20]))
+        alone = dict(NativeEngine(FrozenModel(model), 2, config).generate([sources[i]], [20]))
         assert [c.ids for c in together[i]] == [c.ids for c in alone[0]]

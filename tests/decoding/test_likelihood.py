@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from seqtune.decoding.engines import likelihood
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.likelihood import Asked, Tree, groups, likelihoods
 
 END = 2
@@ -39,7 +42,7 @@ def asked(model) -> list[Asked]:
 
 def check(model, token_budget: int) -> None:
     questions = asked(model)
-    found = dict(likelihoods(model, questions, token_budget))
+    found = dict(likelihoods(FrozenModel(model), questions, token_budget))
     assert len(found) == len(CONTEXTS)
     for index, context in enumerate(CONTEXTS):
         answers = [[token for _, token in edges] for edges in questions[index].tree.edges]
@@ -66,8 +69,9 @@ def test_so_it_does_however_the_work_is_cut(llama_folder, monkeypatch, cut):
 
 def test_what_contexts_have_in_common_is_read_once(llama_folder, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
+    assert likelihood.fits(FrozenModel(model))  # asked once a model, and not to be counted
     lengths = []
-    plain = likelihood.forward_of
+    plain = FrozenModel.forward
 
     class Counting:
         def __init__(self, inner):
@@ -81,19 +85,14 @@ def test_what_contexts_have_in_common_is_read_once(llama_folder, monkeypatch):
             lengths.append(ids.numel())
             return self.inner.write(ids, seen, cache)
 
-    def counted(model):
-        from contextlib import contextmanager
+    @contextmanager
+    def counted(frozen):
+        with plain(frozen) as forward:
+            yield Counting(forward)
 
-        @contextmanager
-        def manage():
-            with plain(model) as forward:
-                yield Counting(forward)
-
-        return manage()
-
-    monkeypatch.setattr(likelihood, "forward_of", counted)
+    monkeypatch.setattr(FrozenModel, "forward", counted)
     contexts = [np.array([*COMMON, 5 + n], dtype=np.int32) for n in range(10)]
-    dict(likelihoods(model, [Asked(c, Tree.of([[7], [8]])) for c in contexts], 16_384))
+    dict(likelihoods(FrozenModel(model), [Asked(c, Tree.of([[7], [8]])) for c in contexts], 16_384))
     assert lengths == [len(COMMON), 10]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import build_model
-from seqtune.decoding.engines.forwards import forward_of
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.engines.stream import Stream
@@ -41,7 +41,7 @@ def test_inputs_that_come_and_go_get_what_transformers_gives_them(model, inputs,
     config = DecodeConfig(num_beams=num_beams, num_return=num_beams, token_budget=700)
     expected = dict(TransformersEngine(model, END, config).generate(sources, limits))
     rng, waiting, gone, found, heard = random.Random(2), list(range(len(sources))), set(), {}, {}
-    with forward_of(model) as forward:
+    with FrozenModel(model).forward() as forward:
         stream = Stream(model, forward, END, config, patience)
         while waiting or not stream.is_idle:
             for _ in range(min(len(waiting), rng.randrange(3))):
@@ -65,7 +65,7 @@ def test_inputs_that_come_and_go_get_what_transformers_gives_them(model, inputs,
 
 def test_a_listener_ends_an_answer_where_it_will(model, inputs):
     sources, limits = inputs
-    engine = NativeEngine(model, END, DecodeConfig(token_budget=700))
+    engine = NativeEngine(FrozenModel(model), END, DecodeConfig(token_budget=700))
     whole = {index: candidates[0].ids for index, candidates in engine.generate(sources, limits)}
     stops = {index: ids[len(ids) // 2] for index, ids in whole.items()}
     given = [stops[index].__eq__ for index in range(len(sources))]
@@ -77,7 +77,7 @@ def test_a_listener_ends_an_answer_where_it_will(model, inputs):
 @torch.inference_mode()
 def test_what_was_there_first_is_not_disturbed_by_a_longer_one(model):
     """The rows become longer, and the search's state too; nothing that was found is lost."""
-    with forward_of(model) as forward:
+    with FrozenModel(model).forward() as forward:
         stream = Stream(model, forward, END, DecodeConfig(num_beams=3), patience=0)
         stream.add(0, np.arange(5, 9), 20)
         stream.step()
@@ -96,7 +96,7 @@ def test_what_was_there_first_is_not_disturbed_by_a_longer_one(model):
 @torch.inference_mode()
 def test_a_long_input_waits_for_room_and_then_gets_it(model):
     """A budget for three short rows; a long one takes all of it, and those after it wait for no longer than it takes."""
-    with forward_of(model) as forward:
+    with FrozenModel(model).forward() as forward:
         stream = Stream(model, forward, END, DecodeConfig(token_budget=120), patience=0)
         for name in range(3):
             stream.add(name, np.arange(5, 9), 10, order=name)
@@ -114,7 +114,7 @@ def test_a_long_input_waits_for_room_and_then_gets_it(model):
 @torch.inference_mode()
 def test_the_next_to_enter_is_the_first_in_order(model):
     """So that many inputs of one request let those of another one in between."""
-    with forward_of(model) as forward:
+    with FrozenModel(model).forward() as forward:
         stream = Stream(model, forward, END, DecodeConfig(token_budget=60), patience=0)
         for name in range(4):
             stream.add(name, np.arange(5, 9), 8, order=name)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from conftest import build_model, build_tokenizer
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines import make_engine, weights
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError
@@ -88,7 +89,9 @@ def saved(tmp_path):
 def test_vllm_decodes_what_transformers_decodes_and_needs_no_second_model(vllm, saved):
     without_weights, folder, expected = saved
     found = dict(
-        make_engine(without_weights, 2, DecodeConfig(engine="vllm", weights="float32"), folder).generate(SOURCES, LIMITS)
+        make_engine(FrozenModel(without_weights), 2, DecodeConfig(engine="vllm", weights="float32"), folder).generate(
+            SOURCES, LIMITS
+        )
     )
     assert len(vllm) == 1
     for i in range(3):
@@ -100,25 +103,25 @@ def test_the_weights_that_were_asked_for_reach_vllm(vllm, saved, monkeypatch):
     without_weights, folder, _ = saved
     monkeypatch.setattr(weights, "has_bf16_units", lambda: True)
     for name in ("auto", "float16"):
-        make_engine(without_weights, 2, DecodeConfig(engine="vllm", weights=name), folder)
+        make_engine(FrozenModel(without_weights), 2, DecodeConfig(engine="vllm", weights=name), folder)
     assert [made["dtype"] for made in vllm] == ["bfloat16", "float16"]
     with pytest.raises(ConfigError, match="'int8' needs decode.engine = 'native' or 'ctranslate2'"):
-        make_engine(without_weights, 2, DecodeConfig(engine="vllm", weights="int8"), folder)
+        make_engine(FrozenModel(without_weights), 2, DecodeConfig(engine="vllm", weights="int8"), folder)
 
 
 def test_what_vllm_cannot_do_is_refused(vllm, saved, monkeypatch):
     without_weights, folder, _ = saved
     with pytest.raises(ConfigError, match="decodes greedily; num_beams = 3 needs 'native'"):
-        make_engine(without_weights, 2, DecodeConfig(engine="vllm", num_beams=3), folder)
+        make_engine(FrozenModel(without_weights), 2, DecodeConfig(engine="vllm", num_beams=3), folder)
     with pytest.raises(ConfigError, match="'vllm' needs a run or model folder on disk"):
-        make_engine(without_weights, 2, DecodeConfig(engine="vllm"))
+        make_engine(FrozenModel(without_weights), 2, DecodeConfig(engine="vllm"))
 
     def refuse(*_, **__):
         raise ValueError("Model architectures ['GPTNeoForCausalLM'] are not supported for now.")
 
     monkeypatch.setattr(sys.modules["vllm"], "LLM", refuse)
     with pytest.raises(ConfigError, match=r"vllm cannot serve .* are not supported for now.\); use decode.engine = 'native'"):
-        make_engine(without_weights, 2, DecodeConfig(engine="vllm", weights="float32"), folder)
+        make_engine(FrozenModel(without_weights), 2, DecodeConfig(engine="vllm", weights="float32"), folder)
 
 
 def test_a_model_that_the_engine_reads_itself_is_not_loaded_before(vllm, saved, monkeypatch):

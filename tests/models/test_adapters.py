@@ -21,6 +21,7 @@ from seqtune.cli.app import run_app
 from seqtune.config import load_config
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.errors import ConfigError, MissingDependencyError, ModelError, RunError
 from seqtune.models import soft_prompts
@@ -233,7 +234,7 @@ def test_batched_beams_equal_single_ones(method, family):
     generator = np.random.default_rng(2)
     sources = [np.concatenate([virtual, generator.integers(5, 300, n)]).astype(np.int32) for n in (3, 11, 6, 8)]
     for beams in (1, 4):
-        engine = make_engine(model, 1, DecodeConfig(num_beams=beams, num_return=beams))
+        engine = make_engine(FrozenModel(model), 1, DecodeConfig(num_beams=beams, num_return=beams))
         assert isinstance(engine, NativeEngine)
         together = dict(engine.generate(sources, [8] * 4))
         for index, source in enumerate(sources):
@@ -254,8 +255,10 @@ def test_transformers_with_left_padding_finds_the_same(method, family):
     generator = np.random.default_rng(3)
     sources = [np.concatenate([virtual, generator.integers(5, 300, n)]).astype(np.int32) for n in (3, 9, 6)]
     decode = DecodeConfig(num_beams=3, num_return=3)
-    found = dict(make_engine(model, 1, decode).generate(sources, [6] * 3))
-    reference = dict(make_engine(model, 1, decode.model_copy(update={"engine": "transformers"})).generate(sources, [6] * 3))
+    found = dict(make_engine(FrozenModel(model), 1, decode).generate(sources, [6] * 3))
+    reference = dict(
+        make_engine(FrozenModel(model), 1, decode.model_copy(update={"engine": "transformers"})).generate(sources, [6] * 3)
+    )
     for index in range(3):
         assert [c.ids for c in found[index]] == [c.ids for c in reference[index]]
 
@@ -264,9 +267,9 @@ def test_engines_that_would_leave_the_adapter_out_are_refused():
     model = base("opt", "prefix_tuning")
     Adapter.attach(model, settings("prefix_tuning"))
     with pytest.raises(ConfigError, match="know no tuned prefix"):
-        make_engine(model, 1, DecodeConfig(engine="transformers"), adapter_method="prefix_tuning")
+        make_engine(FrozenModel(model), 1, DecodeConfig(engine="transformers"), adapter_method="prefix_tuning")
     with pytest.raises(ConfigError, match=r"this is an adapter \(prefix_tuning\) on its base: export it first"):
-        make_engine(model, 1, DecodeConfig(engine="ctranslate2"), adapter_method="prefix_tuning")
+        make_engine(FrozenModel(model), 1, DecodeConfig(engine="ctranslate2"), adapter_method="prefix_tuning")
 
 
 def test_a_prefix_is_never_left_out_in_silence():
@@ -278,10 +281,10 @@ def test_a_prefix_is_never_left_out_in_silence():
             layer_types=["sliding_attention", "full_attention"], bos_token_id=0, eos_token_id=1,
         )
     ).eval()  # fmt: skip
-    assert not fits(model)
+    assert not fits(FrozenModel(model))
     Adapter.attach(model, settings("prefix_tuning"))
     with pytest.raises(ConfigError, match="needs the native engine, which does not fit MistralForCausalLM"):
-        make_engine(model, 1, DecodeConfig(), adapter_method="prefix_tuning")
+        make_engine(FrozenModel(model), 1, DecodeConfig(), adapter_method="prefix_tuning")
     with pytest.raises(AssertionError, match="DynamicCache would leave the prefix out"):
         model(torch.arange(5, 9)[None], past_key_values=transformers.DynamicCache())
 

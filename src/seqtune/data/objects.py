@@ -9,7 +9,7 @@ from seqtune.data.cells import NoText
 from seqtune.errors import DataError
 
 CHARACTERS = 2**26  # of a file that is one JSON list, which is read as a whole
-# NaN and Infinity, which are no JSON, are what Python writes for a missing number; one decoder, as making it costs more than a line
+# NaN and Infinity, which are no JSON, are what Python writes for a missing number. Made once: that costs more than most lines.
 DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 

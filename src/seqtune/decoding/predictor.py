@@ -17,6 +17,7 @@ from seqtune.config import Config, load_config, validate
 from seqtune.data.tasks import Task
 from seqtune.decoding import verification
 from seqtune.decoding.engines import READS_FOLDER, make_choice_engine, make_engine
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.weights import dtype_of
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError, TooLongError
 from seqtune.models import loading
@@ -61,7 +62,7 @@ class Predictor:
     an engine, `answer`, `verified`.
 
     Args:
-        model: a causal LM; moved nowhere, switched to evaluation.
+        model: a causal LM; moved nowhere, switched to evaluation, and not to be changed while this lives.
         tokenizer: its tokenizer.
         task: columns and template.
         decode: search settings.
@@ -82,7 +83,7 @@ class Predictor:
         folder: Path | None = None,
         adapter_method: str = "full",
     ):
-        self.model, self.task = model, task
+        self.model, self.task, self.frozen = model, task, FrozenModel(model)
         self.folder, self.adapter_method = folder, adapter_method
         self.max_length = loading.max_length(model.config, ModelConfig())
         virtual = num_virtual_tokens(model)
@@ -96,10 +97,10 @@ class Predictor:
         self.decode, self.verifier = decode, verification.make_verifier(self.task, decode)
         if self.task.answers:
             answers = self.encoder.answers(self.task.answers, self.template)
-            self.engine = make_choice_engine(self.model.eval(), answers, decode)
+            self.engine = make_choice_engine(self.frozen, answers, decode)
             return
         searched = decode.model_copy(update={"num_return": self.num_candidates})
-        self.engine = make_engine(self.model.eval(), self.encoder.end, searched, self.folder, self.adapter_method)
+        self.engine = make_engine(self.frozen, self.encoder.end, searched, self.folder, self.adapter_method)
 
     def searching_by(self, decode: DecodeConfig) -> Predictor:
         """The same model and task with another search; nothing is loaded.

@@ -32,6 +32,13 @@ def has_avx512() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+@functools.cache
+def is_intel() -> bool:
+    """True on processors that Intel made, for which its MKL, behind torch's products, takes its best paths."""
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    return "Intel" in str(features.get("cpu_name", ""))
+
+
 def best_device() -> torch.device:
     """CUDA, then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():

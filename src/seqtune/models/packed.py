@@ -1,8 +1,9 @@
 """Weights laid out for the few rows a step that decoding has, on CPUs.
 
 torch hands an fp32 product to MKL, which reads the weight as it lies, one output after the other. With AVX-512, oneDNN is up to
-twice as fast on a weight laid out beforehand, as torch's own compiler does when it freezes a model; elsewhere MKL is up to half
-faster on the transposed weight (figures in `bench/LOG.md`).
+twice as fast on a weight laid out beforehand, as torch's own compiler does when it freezes a model; but a call costs some 30
+microseconds more, and on Intel's processors MKL is as fast where the weight is small. MKL itself is up to half faster on the
+transposed weight (figures in `bench/LOG.md`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from seqtune.models.machine import available_memory, has_avx512
+from seqtune.models.machine import available_memory, has_avx512, is_intel
 
 TYPICAL_ROWS = 160  # 32 inputs of 5 beams; a layout made for this many is within some per cent at 1 to 2,048
 SMALLEST = 2**15  # weights; below, calling anything costs more than the product
+LARGE = 2**20  # weights from which on oneDNN is ahead of Intel's MKL, too
 
 
 class OneDnnWeight:
@@ -68,7 +70,8 @@ PackedWeight = OneDnnWeight | TransposedWeight
 
 def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> PackedWeight:
     """A copy in the layout that is fastest on this machine."""
-    kind: Callable[..., PackedWeight] = OneDnnWeight if has_avx512() else TransposedWeight
+    by_onednn = has_avx512() and not (is_intel() and weight_OI.numel() < LARGE)
+    kind: Callable[..., PackedWeight] = OneDnnWeight if by_onednn else TransposedWeight
     return kind(weight_OI.detach(), bias_O)
 
 

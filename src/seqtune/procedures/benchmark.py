@@ -27,6 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from seqtune import progress
 from seqtune.decoding.engines import make_engine
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.likelihood import Asked, Likelihood, Tree, likelihoods
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.weights import dtype_of
@@ -64,6 +65,7 @@ class SeqtuneLM(TemplateLM):
         model, self.adapter = load_trained(source, seed=0)
         self.model = model.eval()
         self.model.to(best_device(), dtype_of(self.decode))  # type: ignore[arg-type, call-arg]
+        self.frozen = FrozenModel(self.model)
         self.tokenizer: Any = loading.load_tokenizer(source)
         self.start = list(range(model.config.vocab_size, model.config.vocab_size + num_virtual_tokens(model)))
         self.max_length = loading.max_length(model.config, source) - len(self.start)
@@ -113,7 +115,7 @@ class SeqtuneLM(TemplateLM):
         ]
         found: dict[int, Likelihood] = {}
         with progress.show("likelihoods", len(requests)) as tick:
-            for index, own in likelihoods(self.model, asked, self.decode.token_budget):
+            for index, own in likelihoods(self.frozen, asked, self.decode.token_budget):
                 found |= {number: likelihood for (number, _), likelihood in zip(members[index], own, strict=True)}
                 tick(len(found))
         return [(found[i].log_probability, found[i].is_greedy) for i in range(len(requests))]
@@ -152,7 +154,7 @@ class SeqtuneLM(TemplateLM):
             until = settings.get("until") or []
             stops.append([until] if isinstance(until, str) else list(until))
         method = self.adapter.method if self.adapter else "full"
-        engine = make_engine(self.model, self.eot_token_id, self.decode, adapter_method=method)
+        engine = make_engine(self.frozen, self.eot_token_id, self.decode, adapter_method=method)
         written = [""] * len(requests)
         found = (
             engine.generate(sources, limits, [_Listener(self._text, own) for own in stops])

@@ -17,6 +17,7 @@ from seqtune.config import Config
 from seqtune.data.columns import with_columns
 from seqtune.data.mixture import bundles_of
 from seqtune.decoding.engines import check_engine
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import InterruptedRunError
 from seqtune.models.adapters import Adapter, load_merged
@@ -156,7 +157,7 @@ def starting_point(config: Config, prepared: Prepared) -> tuple[PreTrainedModel,
         text = config.adapter.init_text
         torch.manual_seed(config.train.seed)
         adapter = Adapter.attach(model, config.adapter, prepared.encoder.ids([text])[0] if text else None)
-    check_engine(model, config.decode, config.adapter.method)
+    check_engine(FrozenModel(model), config.decode, config.adapter.method)
     check_packing(model, config.train.batching)
     return model, adapter
 

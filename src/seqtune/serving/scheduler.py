@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from seqtune.decoding.engines.forwards import forward_of
+from seqtune.decoding.engines.choices import ChoiceEngine
+from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.stream import Listener, Stream
 from seqtune.decoding.predictor import Predictor
 from seqtune.records import Candidate
@@ -30,17 +31,19 @@ LONGEST_RETRY = 600.0  # seconds
 
 
 class Loaded:
-    """A model with its weights laid out for decoding; as long as this lives.
+    """The model that a predictor's engine runs, laid out for decoding as long as this lives.
 
     Args:
-        predictor: whose model it is.
+        predictor: its engine is one of ours.
     """
 
     def __init__(self, predictor: Predictor):
-        self.model, self.end = predictor.model, predictor.encoder.end
+        engine = predictor.engine
+        assert isinstance(engine, NativeEngine | ChoiceEngine)
+        self.model, self.end = engine.frozen.model, predictor.encoder.end
         self._open = ExitStack()
         with torch.inference_mode():
-            self.forward = self._open.enter_context(forward_of(self.model))
+            self.forward = self._open.enter_context(engine.frozen.forward())
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from seqtune import plugins, progress
 from seqtune.decoding.engines import ct2, vllm
 from seqtune.decoding.engines.choices import ChoiceEngine
 from seqtune.decoding.engines.exactness import fits
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
-from seqtune.decoding.engines.weights import check_dtype, check_int8, quantized
+from seqtune.decoding.engines.weights import check_dtype, check_int8
 from seqtune.errors import ConfigError
 from seqtune.records import Candidate
 from seqtune.sections import DecodeConfig
@@ -44,11 +44,11 @@ def of_a_pack(config: DecodeConfig) -> bool:
     return ":" in config.engine
 
 
-def check_engine(model: PreTrainedModel, config: DecodeConfig, adapter_method: str = "full") -> None:
+def check_engine(frozen: FrozenModel, config: DecodeConfig, adapter_method: str = "full") -> None:
     """Find out before the work starts whether the engine can serve the model.
 
     Args:
-        model: with its adapter, if it has one.
+        frozen: the model, with its adapter if it has one.
         config: the `decode` section.
         adapter_method: that adapter's method.
 
@@ -56,6 +56,7 @@ def check_engine(model: PreTrainedModel, config: DecodeConfig, adapter_method: s
         ConfigError: it cannot.
         MissingDependencyError: it is not installed.
     """
+    model = frozen.model
     if adapter_method != "full" and config.engine in READS_FOLDER:
         raise ConfigError(
             f"decode.engine = {config.engine!r} reads whole models, and this is an adapter ({adapter_method}) on its base: "
@@ -65,7 +66,7 @@ def check_engine(model: PreTrainedModel, config: DecodeConfig, adapter_method: s
         raise ConfigError(
             f"decode.engine = {config.engine!r} makes caches of its own, which know no tuned prefix; use 'native'"
         )
-    if adapter_method == "prefix_tuning" and config.engine == "auto" and not fits(model):
+    if adapter_method == "prefix_tuning" and config.engine == "auto" and not fits(frozen):
         raise ConfigError(
             f"adapter.method 'prefix_tuning' needs the native engine, which does not fit {type(model).__name__}; "
             "use 'prompt_tuning' or 'p_tuning'"
@@ -78,22 +79,22 @@ def check_engine(model: PreTrainedModel, config: DecodeConfig, adapter_method: s
         ct2.check(model)
     elif config.engine == "vllm":
         vllm.check(config)
-    elif config.engine == "native" and not fits(model):
+    elif config.engine == "native" and not fits(frozen):
         raise ConfigError(
             f"decode.engine = 'native' does not fit {type(model).__name__}: its cached and its plain forward differ; "
             "use 'transformers', or 'auto', which chooses"
         )
     elif config.weights == "int8":
-        if config.engine == "transformers" or not fits(model):
+        if config.engine == "transformers" or not fits(frozen):
             raise ConfigError("decode.weights = 'int8' needs decode.engine = 'native' or 'ctranslate2'")
         check_int8(model, adapter_method)
 
 
-def make_choice_engine(model: PreTrainedModel, answers: Sequence[Sequence[int]], config: DecodeConfig) -> Engine:
+def make_choice_engine(frozen: FrozenModel, answers: Sequence[Sequence[int]], config: DecodeConfig) -> Engine:
     """The engine for a task with a set of answers.
 
     Args:
-        model: in evaluation mode, with the weights that `decode.weights` asks for.
+        frozen: the model, with the weights that `decode.weights` asks for.
         answers: token ids of each, end token included.
         config: the `decode` section.
 
@@ -104,17 +105,17 @@ def make_choice_engine(model: PreTrainedModel, answers: Sequence[Sequence[int]],
         raise ConfigError(
             f"decode.engine = {config.engine!r} writes texts of its own; a task with format.answers needs 'native' or 'auto'"
         )
-    check_dtype(model, config)
-    return ChoiceEngine(quantized(model) if config.weights == "int8" else model, answers, config)
+    check_dtype(frozen.model, config)
+    return ChoiceEngine(frozen.int8 if config.weights == "int8" else frozen, answers, config)
 
 
 def make_engine(
-    model: PreTrainedModel, end: int, config: DecodeConfig, folder: Path | None = None, adapter_method: str = "full"
+    frozen: FrozenModel, end: int, config: DecodeConfig, folder: Path | None = None, adapter_method: str = "full"
 ) -> Engine:
     """The engine that `decode.engine` names; `auto` is the native one wherever it is exact, else transformers.
 
     Args:
-        model: in evaluation mode, with the weights that `decode.weights` asks for; for the engines of `READS_FOLDER` its
+        frozen: the model, with the weights that `decode.weights` asks for; for the engines of `READS_FOLDER` its
             architecture is enough, without weights (on torch's device `meta`).
         end: end token.
         config: the `decode` section.
@@ -125,7 +126,8 @@ def make_engine(
         ConfigError: the engine cannot serve this model, or the model has other weights than were asked for.
         MissingDependencyError: it is not installed.
     """
-    check_engine(model, config, adapter_method)
+    model = frozen.model
+    check_engine(frozen, config, adapter_method)
     if config.engine == "ctranslate2":
         return ct2.CTranslate2Engine(model, end, config, folder)
     if config.engine == "vllm":
@@ -134,8 +136,8 @@ def make_engine(
     check_dtype(model, config)
     if of_a_pack(config):
         return plugins.find("engines", config.engine)(model, end, config)
-    if config.engine != "transformers" and fits(model):
-        return NativeEngine(quantized(model) if config.weights == "int8" else model, end, config)
+    if config.engine != "transformers" and fits(frozen):
+        return NativeEngine(frozen.int8 if config.weights == "int8" else frozen, end, config)
     if config.engine == "auto":
         note = f"decoding through transformers: the native engine does not fit {type(model).__name__}"
         progress.console().print(f"[dim]{note}[/dim]")

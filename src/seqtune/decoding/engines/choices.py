@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from transformers import PreTrainedModel
 
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.likelihood import Asked, Tree, likelihoods
 from seqtune.records import Candidate
 from seqtune.sections import DecodeConfig
@@ -16,19 +16,19 @@ class ChoiceEngine:
     """Gives every answer of a set as a hypothesis, the likeliest first.
 
     Args:
-        model: in evaluation mode.
+        frozen: the model.
         answers: token ids of each, end token included.
         config: `token_budget`, and `normalize_answers`: rank by log-probability per token.
     """
 
-    def __init__(self, model: PreTrainedModel, answers: Sequence[Sequence[int]], config: DecodeConfig):
-        self.model, self.config = model, config
+    def __init__(self, frozen: FrozenModel, answers: Sequence[Sequence[int]], config: DecodeConfig):
+        self.frozen, self.config = frozen, config
         self.answers, self.tree = [list(ids) for ids in answers], Tree.of(answers)
 
     def generate(self, sources: Sequence[np.ndarray], limits: Sequence[int]) -> Iterator[tuple[int, list[Candidate]]]:
         """See `Engine.generate`; the limits do not matter, as no answer is longer than itself."""
         asked = [Asked(source, self.tree) for source in sources]
-        for index, found in likelihoods(self.model, asked, self.config.token_budget):
+        for index, found in likelihoods(self.frozen, asked, self.config.token_budget):
             yield index, self._ranked([likelihood.log_probability for likelihood in found])
 
     def _ranked(self, scores_A: Sequence[float]) -> list[Candidate]:

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from seqtune.decoding.engines.decoder import Decoder
-from seqtune.decoding.engines.forwards import forward_of, local_window
+from seqtune.decoding.engines.forwards import FrozenModel, local_window
 from seqtune.models.loss import TargetLoss
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.sections import DecodeConfig
@@ -23,11 +23,12 @@ NARROW = 3  # tokens of a sliding window while probing, fewer than the texts hav
 _fits: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
-def fits(model: PreTrainedModel) -> bool:
+def fits(frozen: FrozenModel) -> bool:
     """True if decoding two short texts with our cache gives the logits of the model's plain forward."""
+    model = frozen.model
     if model not in _fits:
         try:
-            _fits[model] = _is_served(model) and _agrees(model)
+            _fits[model] = _is_served(model) and _agrees(frozen)
         except torch.OutOfMemoryError:  # a RuntimeError too, and no answer
             raise
         except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError, IndexError):
@@ -43,11 +44,12 @@ def _is_served(model: PreTrainedModel) -> bool:
 
 
 @torch.inference_mode()
-def _agrees(model: Any) -> bool:
+def _agrees(frozen: FrozenModel) -> bool:
+    model = frozen.model
     virtual = model.config.vocab_size + np.arange(num_virtual_tokens(model))
     prompts = [np.concatenate([virtual, np.array(p) % model.config.vocab_size]).astype(np.int64) for p in PROBE]
     rtol = 1e-4 if model.dtype == torch.float32 else 1e-2
-    with _narrow_window(model.config), forward_of(model) as forward:
+    with _narrow_window(model.config), frozen.forward() as forward:
         if not forward.takes_our_masks:
             return False
         decoder = Decoder(model, forward, -1, DecodeConfig(num_beams=2), num_rows=2, num_slots=16 + len(virtual))

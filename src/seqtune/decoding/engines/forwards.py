@@ -10,11 +10,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from seqtune.decoding.engines.slot_cache import PromptPass, TokenPass
+from seqtune.decoding.engines.weights import quantized
 from seqtune.models.blocks import Blocks, Masks, blocks_of
 from seqtune.models.packed import packed
 
@@ -141,12 +144,37 @@ def local_window(config: Any) -> LocalWindow | None:
     return None
 
 
-@contextmanager
-def forward_of(model: Any) -> Iterator[Forward]:
-    """The way to run a model, with its weights laid out for the processor while this lasts."""
-    blocks = blocks_of(model)
-    if blocks is not None:
-        yield Described(model, blocks)
-        return
-    with packed(model):
-        yield Own(model)
+class FrozenModel:
+    """A model that stays as it is while this lives, so that its weights are laid out for the processor once.
+
+    Whoever changes the model (training goes on, an adapter comes or goes) makes a new one.
+
+    Args:
+        model: is switched to evaluation.
+
+    Example:
+        frozen = FrozenModel(model)
+        with frozen.forward() as forward:
+            stream = Stream(model, forward, end, DecodeConfig())
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model: Any = model.eval()
+
+    @cached_property
+    def _blocks(self) -> Blocks | None:
+        return blocks_of(self.model)
+
+    @cached_property
+    def int8(self) -> FrozenModel:
+        """A copy with int8 weights."""
+        return FrozenModel(quantized(self.model))
+
+    @contextmanager
+    def forward(self) -> Iterator[Forward]:
+        """The way to run the model; a family's own forward has its weights laid out while this lasts."""
+        if self._blocks is not None:
+            yield Described(self.model, self._blocks)
+            return
+        with packed(self.model):
+            yield Own(self.model)

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
 
 from seqtune.decoding.engines.exactness import fits
-from seqtune.decoding.engines.forwards import Forward, Seen, forward_of
+from seqtune.decoding.engines.forwards import Forward, FrozenModel, Seen
 from seqtune.decoding.engines.slot_cache import SlotCache
 from seqtune.tokens.batching import by_length
 
@@ -97,22 +96,22 @@ class Likelihood:
 
 
 @torch.inference_mode()
-def likelihoods(model: PreTrainedModel, asked: Sequence[Asked], token_budget: int) -> Iterator[tuple[int, list[Likelihood]]]:
+def likelihoods(frozen: FrozenModel, asked: Sequence[Asked], token_budget: int) -> Iterator[tuple[int, list[Likelihood]]]:
     """The likelihood of every continuation of every context, in an order that suits.
 
     Args:
-        model: in evaluation mode.
+        frozen: the model.
         asked: contexts and continuations; each context and continuation together must fit the model.
         token_budget: tokens held at once.
 
     Yields:
         Index in `asked`, and one likelihood a continuation.
     """
-    if not fits(model):
-        yield from _one_by_one(model, asked)
+    if not fits(frozen):
+        yield from _one_by_one(frozen.model, asked)
         return
-    with forward_of(model) as forward:
-        reader = _Reader(model, forward, token_budget)
+    with frozen.forward() as forward:
+        reader = _Reader(frozen.model, forward, token_budget)
         alone = []
         for shared, members in groups([a.context for a in asked]):
             if shared:

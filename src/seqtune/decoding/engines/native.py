@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
-from seqtune.decoding.engines.forwards import forward_of
+from seqtune.decoding.engines.forwards import FrozenModel
 from seqtune.decoding.engines.stream import Listener, Stream
 from seqtune.records import Candidate
 from seqtune.sections import DecodeConfig
@@ -18,13 +17,13 @@ class NativeEngine:
     """Greedy and beam search with shared prompts; see the modules named above.
 
     Args:
-        model: one that fits (`seqtune.decoding.engines.exactness`).
+        frozen: a model that fits (`seqtune.decoding.engines.exactness`).
         end: end token.
         config: the `decode` section.
     """
 
-    def __init__(self, model: PreTrainedModel, end: int, config: DecodeConfig):
-        self.model, self.end, self.config = model, end, config
+    def __init__(self, frozen: FrozenModel, end: int, config: DecodeConfig):
+        self.frozen, self.end, self.config = frozen, end, config
 
     @torch.inference_mode()
     def generate(
@@ -37,8 +36,8 @@ class NativeEngine:
             limits: the most tokens of each.
             listeners: with one beam, one of each: is told its tokens, and may end it (see `Stream.add`).
         """
-        with forward_of(self.model) as forward:
-            stream = Stream(self.model, forward, self.end, self.config)
+        with self.frozen.forward() as forward:
+            stream = Stream(self.frozen.model, forward, self.end, self.config)
             for rank, index in enumerate(sorted(range(len(sources)), key=lambda i: -len(sources[i]))):
                 stream.add(index, sources[index], limits[index], rank, listeners[index] if listeners else None)
             while not stream.is_idle:
