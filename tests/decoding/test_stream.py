@@ -33,16 +33,16 @@ def inputs():
     return sources, [rng.choice([1, 5, 12, 30]) for _ in sources]
 
 
-@pytest.mark.parametrize(("num_beams", "patience"), [(1, 0), (1, None), (4, 2)])
+@pytest.mark.parametrize("num_beams", [1, 4])
 @torch.inference_mode()
-def test_inputs_that_come_and_go_get_what_transformers_gives_them(model, inputs, num_beams, patience):
+def test_inputs_that_come_and_go_get_what_transformers_gives_them(model, inputs, num_beams):
     """They come while others are being decoded, short ones before long ones; a third of them is taken away again."""
     sources, limits = inputs
     config = DecodeConfig(num_beams=num_beams, num_return=num_beams, token_budget=700)
     expected = dict(TransformersEngine(model, END, config).generate(sources, limits))
     rng, waiting, gone, found, heard = random.Random(2), list(range(len(sources))), set(), {}, {}
     with FrozenModel(model).forward() as forward:
-        stream = Stream(model, forward, END, config, patience)
+        stream = Stream(model, forward, END, config)
         while waiting or not stream.is_idle:
             for _ in range(min(len(waiting), rng.randrange(3))):
                 name = waiting.pop(0)
@@ -78,7 +78,7 @@ def test_a_listener_ends_an_answer_where_it_will(model, inputs):
 def test_what_was_there_first_is_not_disturbed_by_a_longer_one(model):
     """The rows become longer, and the search's state too; nothing that was found is lost."""
     with FrozenModel(model).forward() as forward:
-        stream = Stream(model, forward, END, DecodeConfig(num_beams=3), patience=0)
+        stream = Stream(model, forward, END, DecodeConfig(num_beams=3))
         stream.add(0, np.arange(5, 9), 20)
         stream.step()
         before = stream.decoder.cache.num_slots
@@ -97,7 +97,7 @@ def test_what_was_there_first_is_not_disturbed_by_a_longer_one(model):
 def test_a_long_input_waits_for_room_and_then_gets_it(model):
     """A budget for three short rows; a long one takes all of it, and those after it wait for no longer than it takes."""
     with FrozenModel(model).forward() as forward:
-        stream = Stream(model, forward, END, DecodeConfig(token_budget=120), patience=0)
+        stream = Stream(model, forward, END, DecodeConfig(token_budget=120))
         for name in range(3):
             stream.add(name, np.arange(5, 9), 10, order=name)
         stream.step()
@@ -115,7 +115,7 @@ def test_a_long_input_waits_for_room_and_then_gets_it(model):
 def test_the_next_to_enter_is_the_first_in_order(model):
     """So that many inputs of one request let those of another one in between."""
     with FrozenModel(model).forward() as forward:
-        stream = Stream(model, forward, END, DecodeConfig(token_budget=60), patience=0)
+        stream = Stream(model, forward, END, DecodeConfig(token_budget=60))
         for name in range(4):
             stream.add(name, np.arange(5, 9), 8, order=name)
         stream.step()

@@ -25,7 +25,6 @@ from seqtune.serving.measures import Measures
 from seqtune.serving.refusals import Refusal
 
 T = TypeVar("T")
-PATIENCE = 2  # steps that an input waits for others whose prompts are read with its own
 REMEMBERED = 256  # finished inputs that tell how fast the work goes
 LONGEST_RETRY = 600.0  # seconds
 
@@ -241,7 +240,7 @@ class Scheduler:
                     continue
                 lane = self._lanes.get(arrival.lane)
                 if lane is None:
-                    stream = Stream(arrival.loaded.model, arrival.loaded.forward, arrival.loaded.end, arrival.decode, PATIENCE)
+                    stream = Stream(arrival.loaded.model, arrival.loaded.forward, arrival.loaded.end, arrival.decode)
                     lane = self._lanes[arrival.lane] = _Lane(arrival.loaded, stream, {})
                 lane.futures[arrival.name] = arrival.future
                 asked = arrival.asked

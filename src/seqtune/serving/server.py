@@ -109,7 +109,9 @@ def serve(paths: Mapping[str, str], address: Address, limits: Limits, tell: Call
 
 def _listen(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # the protocol by its number: asyncio sends without delay (TCP_NODELAY) on those sockets alone that say they are TCP, and an
+    # answer's second part would wait 40 ms for the client's word that the first has arrived
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((address.host, address.port))

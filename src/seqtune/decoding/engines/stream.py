@@ -19,8 +19,9 @@ from seqtune.decoding.engines.forwards import Forward
 from seqtune.records import Candidate
 from seqtune.sections import DecodeConfig
 
-ENTER_SHARE = 4  # waiting inputs enter when one in so many rows is free: prompts are read together
-LIKE_LENGTH = 0.8  # prompts that are read together are at least this long beside the longest
+FORWARD = (
+    64  # tokens that could be read in the time that beginning a forward pass costs; so many of padding are worth saving one
+)
 GROW_ROWS = 1.5  # when the longest inputs are done, the others are laid out anew for so many times the rows
 
 # is told each token of a greedy answer as it is chosen; what is true ends the answer there
@@ -45,8 +46,6 @@ class Stream:
         forward: how it is run; several streams may share it.
         end: end token.
         config: beams, length penalty and token budget; `num_return` is not looked at.
-        patience: an input waits at most so many steps for others to be read together with it; `None` for as long as it takes
-            until one in four rows is free.
 
     Attributes:
         clock: the order of the input that entered last.
@@ -58,13 +57,13 @@ class Stream:
             for name, candidates in stream.step(): ...
     """
 
-    def __init__(self, model: Any, forward: Forward, end: int, config: DecodeConfig, patience: int | None = None):
-        self.config, self.patience, self.clock = config, patience, 0.0
+    def __init__(self, model: Any, forward: Forward, end: int, config: DecodeConfig):
+        self.config, self.clock = config, 0.0
         self.decoder = Decoder(model, forward, end, config, num_rows=0, num_slots=0)
         self._inputs: dict[int, _Input] = {}
         self._queue: list[tuple[float, int]] = []  # a heap; names that were removed stay in it until they come up
         self._num_waiting = 0
-        self._filling, self._changed, self._waited = False, False, 0
+        self._changed, self._idle, self._admitted = False, 0, 0
 
     @property
     def is_idle(self) -> bool:
@@ -112,10 +111,9 @@ class Stream:
 
     def step(self) -> list[tuple[int, list[Candidate]]]:
         """Read the prompts of some inputs that wait, or take one token in every row; returns what was finished by that."""
-        self._filling = self._may_enter()
-        if self._filling:
-            self._waited = 0
-            names = self._next_group(self.decoder.cache.num_rows - self.num_active)
+        if self._may_enter():
+            names = self._next_group(self._admitted)
+            self._admitted -= len(names)
             entering = [self._inputs[name] for name in names]
             done_B = self.decoder.enter(names, [i.source for i in entering], [i.limit for i in entering])
             told = names
@@ -150,10 +148,16 @@ class Stream:
         return over
 
     def _may_enter(self) -> bool:
-        """Whether the next step reads prompts: when enough rows are free, or the first input has waited long enough."""
+        """Whether the next step reads prompts, of at most `_admitted` inputs.
+
+        While prompts are read, all active rows stand still for the time of a forward pass, so they are read together: those that
+        wait are admitted when the steps that free rows have missed add up to that time. (Whether more inputs come soon is not
+        known; who waits until waiting has cost what it may save never loses more than twice of that.)
+        """
         while self._queue and self._queue[0][1] not in self._inputs:
             heapq.heappop(self._queue)
         if not self._queue:
+            self._admitted = 0
             return False
         head = self._inputs[self._queue[0][1]]
         if self._changed or head.need > self.decoder.cache.num_slots:
@@ -162,10 +166,17 @@ class Stream:
         num_rows = self.decoder.cache.num_rows
         free = num_rows - self.num_active
         if free <= 0 or head.need > self.decoder.cache.num_slots:
+            self._admitted = 0
             return False
-        self._waited += 1
-        enough = free * ENTER_SHARE >= num_rows or (self.patience is not None and self._waited > self.patience)
-        return self._filling or enough
+        if not self._admitted:
+            could_run = min(free, self._num_waiting)
+            self._idle += could_run
+            step = FORWARD + self.num_active * self.config.num_beams
+            if self._idle * step < self.num_active * FORWARD:
+                return False
+            self._idle, self._admitted = 0, could_run
+        self._admitted = min(self._admitted, free)
+        return True
 
     def _fit(self, head: _Input) -> None:
         """Have as many rows, of as many slots, as what is active and the first input that waits need.
@@ -186,15 +197,16 @@ class Stream:
             decoder.resize(num_rows, num_slots)
 
     def _next_group(self, free: int) -> list[int]:
-        """The next inputs, as far as they are of like length, so that reading them together pads little."""
+        """The next inputs, as far as padding them costs less than reading them one after the other."""
         names: list[int] = []
-        shortest, longest = len(self._inputs[self._queue[0][1]].source), 0
+        longest = total = 0
         while self._queue and len(names) < free:
             name = self._queue[0][1]
             if name in self._inputs:
                 size = len(self._inputs[name].source)
-                shortest, longest = min(shortest, size), max(longest, size)
-                if shortest < LIKE_LENGTH * longest or self._inputs[name].need > self.decoder.cache.num_slots:
+                longest, total = max(longest, size), total + size
+                padding = longest * (len(names) + 1) - total
+                if padding > FORWARD * len(names) or self._inputs[name].need > self.decoder.cache.num_slots:
                     break
                 names.append(name)
             self.clock = heapq.heappop(self._queue)[0]
