@@ -150,8 +150,8 @@ class Stream:
     def _may_enter(self) -> bool:
         """Whether the next step reads prompts, of at most `_admitted` inputs.
 
-        While prompts are read, all active rows stand still for the time of a forward pass, so they are read together: those that
-        wait are admitted when the steps that free rows have missed add up to that time. (Whether more inputs come soon is not
+        While prompts are read, all active rows stand still for the time of a forward pass, so they are read together: what
+        waits is admitted when the steps that free rows have missed add up to that time. (Whether more inputs come soon is not
         known; who waits until waiting has cost what it may save never loses more than twice of that.)
         """
         while self._queue and self._queue[0][1] not in self._inputs:
