@@ -27,7 +27,7 @@ from seqtune.models import loading
 from seqtune.models.adapters import Adapter
 from seqtune.records import Example
 from seqtune.serving.limits import Limits
-from seqtune.serving.server import Address, read_token
+from seqtune.serving.server import Address, _listen, read_token
 from seqtune.serving.shelf import named
 
 pytestmark = pytest.mark.slow
@@ -286,3 +286,21 @@ def test_a_new_run_is_taken_up_without_a_lost_request(tmp_path):
     switch = found.index(answers[1])
     assert set(found[:switch]) == {answers[0]}
     assert set(found[switch:]) == {answers[1]}
+
+
+def test_answers_leave_without_delay():
+    """asyncio leaves Nagle's algorithm on for sockets that do not say they are TCP; a kept connection then waited 40 ms an answer."""
+    listening = _listen(Address(port=0))
+    found: asyncio.Queue[int] = asyncio.Queue()
+
+    async def ask() -> int:
+        def accepted(_, writer: asyncio.StreamWriter) -> None:
+            found.put_nowait(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(accepted, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.close()
+            return await found.get()
+
+    assert asyncio.run(ask()) == 1

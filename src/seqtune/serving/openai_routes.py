@@ -6,7 +6,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -144,16 +145,13 @@ class _Reply:
         self, question: Question, example: Example, request: Request
     ) -> AsyncIterator[tuple[str, int, str | None]]:
         """What is new in a greedy answer, tokens that it took, and at the end why it ends."""
-        gone = asyncio.ensure_future(hung_up(request.receive))
         cutter, ids, end = Cutter(self.asked.stops), [], self.run.predictor.encoder.end
-        tokens = aiter(self.run.tokens(question, self.decode))
-        try:
+        with self.run.hearing(question, self.decode) as hear, _noticing(request) as gone:
             while True:
-                coming = asyncio.ensure_future(anext(tokens, None))
+                coming = asyncio.ensure_future(hear())
                 await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
                 if not coming.done():
                     coming.cancel()
-                    await asyncio.gather(coming, return_exceptions=True)
                     raise Refusal(GONE, "the client hung up", "gone")
                 token = coming.result()
                 if token is None:
@@ -166,9 +164,6 @@ class _Reply:
                 yield new, 1, "stop" if cutter.is_over else None
                 if cutter.is_over:
                     return
-        finally:
-            gone.cancel()
-            await tokens.aclose()  # type: ignore[attr-defined]
 
     def _piece(self, index: int, text: str, finish: str | None, role: str | None = None) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": None}
@@ -178,6 +173,16 @@ class _Reply:
             choice["text"] = text
         kind = "chat.completion.chunk" if self.is_chat else self.head["object"]
         return {**self.head, "object": kind, "choices": [choice]}
+
+
+@contextmanager
+def _noticing(request: Request) -> Iterator[asyncio.Future[None]]:
+    """What is done when the client hangs up."""
+    gone = asyncio.ensure_future(hung_up(request.receive))
+    try:
+        yield gone
+    finally:
+        gone.cancel()
 
 
 def _error(refusal: Refusal) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,7 +136,8 @@ class Served:
         candidates = iter(await (self._chosen if predictor.task.answers else self._searched)(predictor, questions))
         found = [(q, next(candidates)[: predictor.num_candidates]) if isinstance(q, Question) else (q, []) for q in asked]
         predictions = await self.desk.text(_worded, predictor, found)
-        predictions = await self.desk.check(predictor.verified, predictions)
+        if predictor.verifier is not None:  # else it would be one more change of threads
+            predictions = await self.desk.check(predictor.verified, predictions)
         answers = [
             Answered(prediction, question if isinstance(question, Question) else None, these)
             for prediction, (question, these) in zip(predictions, found, strict=True)
@@ -161,26 +162,33 @@ class Served:
             found += await asyncio.wrap_future(self.desk.scheduler.call(choose, len(some)))
         return found
 
-    async def tokens(self, question: Question, decode: DecodeConfig) -> AsyncIterator[int]:
-        """The tokens of a greedy answer as they are chosen.
+    @contextmanager
+    def hearing(self, question: Question, decode: DecodeConfig) -> Iterator[Callable[[], Awaitable[int | None]]]:
+        """A function that waits for the next token of a greedy answer, `None` at its end.
+
+        The answer ends with the context, without waiting for anything: a client's hang-up cancels whoever would wait.
 
         Raises:
             Refusal: the queue is full.
         """
         assert decode.num_beams == 1
-        loop, heard = asyncio.get_running_loop(), asyncio.Queue[int | None]()
+        loop, heard, number = asyncio.get_running_loop(), asyncio.Queue[int | None](), 0
 
         def tell(token: int | None) -> None:
             loop.call_soon_threadsafe(heard.put_nowait, token)
 
+        async def hear() -> int | None:
+            nonlocal number
+            token = await heard.get()
+            if token is None:
+                future.result()  # raises what went wrong
+                self._count(len(question.ids), number)
+            number += 1
+            return token
+
         with self._submitted(decode, [Asked(question.ids, question.limit, tell)]) as [future]:
             future.add_done_callback(lambda _: tell(None))
-            number = 0
-            while (token := await heard.get()) is not None:
-                number += 1
-                yield token
-            future.result()  # raises what went wrong
-        self._count(len(question.ids), number)
+            yield hear
 
     async def log_probabilities(self, question: Question, candidates: Sequence[Candidate], num_top: int) -> list[Any]:
         """For each token of each answer its log-probability and the likeliest tokens; see `_log_probabilities`."""
