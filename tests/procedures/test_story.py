@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from conftest import pairs, write_csv
@@ -86,3 +88,16 @@ def test_fit_tells_its_story(llama_folder, tmp_path, capsys):
     again = ["fit", str(run / "config.yaml"), "--resume", "--verbose"]
     assert run_app(again) == 0
     assert "rouge1" in capsys.readouterr().out
+
+
+def test_fit_says_how_long_it_will_take_once_it_knows(llama_folder, tmp_path, capsys):
+    """Measured, not guessed: after three steps; where the time is given, the plan says it from the start."""
+    table = write_csv(tmp_path / "t.csv", pairs(90))
+    begin = ["fit", "--data", str(table), "--model", str(llama_folder)]
+    assert run_app([*begin, "--out", str(tmp_path / "run"), "--set", "train.max_steps=5"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "by the speed of" in line]
+    assert len(lines) == 1
+    assert re.fullmatch(r"0:\d\d for all 5 steps, by the speed of the first 3; validations and scores come on top", lines[0])
+    limits = ["--set", "train.max_steps=5", "--set", "train.max_minutes=9"]
+    assert run_app([*begin, "--out", str(tmp_path / "timed"), *limits]) == 0
+    assert "by the speed of" not in capsys.readouterr().err

@@ -15,6 +15,8 @@ from seqtune.training import divergence
 from seqtune.training.checkpoints import TrainState
 from seqtune.training.schedule import Schedule
 
+TIMED = 3  # steps whose speed tells how long the others take
+
 
 class Journal:
     """Takes losses as they come, and reads them only when somebody asks: on a GPU that waits for the steps that made them.
@@ -30,6 +32,7 @@ class Journal:
         self._path = folder / "log.jsonl"
         self._losses: list[torch.Tensor] = []
         self._exact: float | None = None  # of the last validation
+        self._has_told = False  # how long it will take
 
     def note(self, loss: torch.Tensor, state: TrainState) -> None:
         """The loss of the step that has been done."""
@@ -69,9 +72,12 @@ class Journal:
         """Write the scores of a validation, and show them."""
         self.write({"step": state.step, "seconds": round(state.seconds, 3), "validation": metrics})
         self._exact = metrics.get("exact_match")
-        if self._accelerator.is_main_process and not quiet:
+        if self._tells(quiet):
             shown = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in metrics.items() if k != "num_items" and "/" not in k)
             progress.console().print(f"[dim]step {state.step}: {shown} on {int(metrics['num_items']):,} validation rows[/dim]")
+
+    def _tells(self, quiet: bool) -> bool:
+        return self._accelerator.is_main_process and not quiet
 
     def write(self, line: dict[str, Any]) -> None:
         """One line of the log, and for the trackers."""
@@ -90,9 +96,18 @@ class Journal:
             kept = [line for line in lines if _step_of(line) <= step]
             runs.write_text(self._path, "".join(line + "\n" for line in kept))
 
-    def show(self, state: TrainState, tick: progress.Tick) -> None:
-        """Move the line that people watch."""
+    def show(self, state: TrainState, tick: progress.Tick, quiet: bool) -> None:
+        """Move the line that people watch; before it, once, how long the training will take."""
         self.settle(state)
+        steps = self._schedule.total_steps
+        is_due = not self._has_told and TIMED <= state.step < steps
+        if is_due and self._schedule.max_seconds == math.inf and self._tells(quiet):
+            self._has_told = True
+            whole = progress.remaining(state.seconds * steps / state.step)
+            said = (
+                f"{whole} for all {steps:,} steps, by the speed of the first {state.step}; validations and scores come on top"
+            )
+            progress.console().print(f"[dim]{said}[/dim]")
         done = self._schedule.progress(state.step, state.seconds)
         loss = state.unlogged["loss"] / state.unlogged["steps"]
         speed = f"{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s"

@@ -171,7 +171,7 @@ class Trainer:
             while (reason := self.should_stop()) is None:
                 self._step(next(steps))
                 self._agree()
-                self._show(tick)
+                self._show(tick, quiet)
                 self._do_what_is_due(quiet)
             if reason != "interrupted":
                 self._log()
@@ -314,13 +314,13 @@ class Trainer:
     def _log(self) -> None:
         self.journal.log(self.state, self.optimizers[0].param_groups[0]["lr"])
 
-    def _show(self, tick: progress.Tick) -> None:
+    def _show(self, tick: progress.Tick, quiet: bool) -> None:
         """Progress for people; on a GPU not at every step, as it waits for the loss."""
         state = self.state
         on_cpu = self.accelerator.device.type == "cpu"
         if not on_cpu and state.step % LOG_EVERY and state.step < self.plan.total_steps:
             return
-        self.journal.show(state, tick)
+        self.journal.show(state, tick, quiet)
 
     def _validate(self, quiet: bool) -> None:
         """Score the weights, or their mean, unless that was done at this step, and keep them if they are the best."""
