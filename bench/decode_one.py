@@ -12,14 +12,13 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import common
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.decoder import DROP_EVERY
-from seqtune.decoding.predictor import Predictor
+from seqtune.decoding.predictor import Predictor, Question
 from seqtune.records import Example
 from seqtune.sections import DecodeConfig
 
@@ -44,8 +43,8 @@ if __name__ == "__main__":
         texts = [smiles for smiles, _ in common.read_pairs(options.work / "pairs.csv")][: options.inputs]
         predictor = Predictor.of_model(str(folder), Task("smiles", "iupac", "plain", "{output}", "\n"), decode)
         limit = options.new
-    encoded = predictor._encode([Example(str(i), t, None) for i, t in enumerate(texts)], texts)
-    sources = sorted((s for s in encoded if isinstance(s, np.ndarray)), key=len)
+    asked = predictor.questions([Example(str(i), text, None) for i, text in enumerate(texts)])
+    sources = sorted((question.ids for question in asked if isinstance(question, Question)), key=len)
     end = predictor.encoder.end if options.new is None else predictor.model.config.vocab_size - 1
     if options.engine == "native":
         slots = max(map(len, sources)) + limit + options.num_beams * DROP_EVERY
