@@ -124,3 +124,43 @@ def test_the_next_to_enter_is_the_first_in_order(model):
         while not stream.is_idle:
             order += [name for name, _ in stream.step()]
     assert order.index(9) <= 2
+
+
+@torch.inference_mode()
+def test_prompts_are_read_together_once_waiting_has_cost_what_that_saves(model, monkeypatch):
+    """Eight rows, of which one after the other ends: who comes then waits for others, and not for long."""
+    with FrozenModel(model).forward() as forward:
+        stream = Stream(model, forward, -1, DecodeConfig(token_budget=8 * 64))
+        groups, enter = [], stream.decoder.enter
+        monkeypatch.setattr(stream.decoder, "enter", lambda names, *rest: (groups.append(list(names)), enter(names, *rest))[1])
+        for name in range(8):
+            stream.add(name, np.arange(5, 9 + name), 20 - name)
+        finished, waited, came = [], {}, {}
+        for step in range(200):
+            for name, _ in stream.step():
+                finished.append(name)
+                if len(came) < 8:
+                    new = 8 + len(came)
+                    came[new] = step
+                    stream.add(new, np.arange(5, 15), 20, order=step)
+            waited |= {name: step - came[name] for group in groups for name in group if name in came and name not in waited}
+            if stream.is_idle:
+                break
+    assert sorted(finished) == list(range(16))
+    assert groups[0] == list(range(8)), "prompts of unlike lengths, as padding them costs less than eight passes"
+    assert max(map(len, groups[1:])) > 1
+    assert len(groups) < 8
+    assert 0 < max(waited.values()) <= 8
+
+
+@torch.inference_mode()
+def test_prompts_are_not_padded_beyond_what_a_pass_costs(model, monkeypatch):
+    with FrozenModel(model).forward() as forward:
+        stream = Stream(model, forward, END, DecodeConfig(token_budget=10_000))
+        groups, enter = [], stream.decoder.enter
+        monkeypatch.setattr(stream.decoder, "enter", lambda names, *rest: (groups.append(list(names)), enter(names, *rest))[1])
+        for name, size in enumerate((200, 190, 10, 9)):
+            stream.add(name, np.arange(size) % 290 + 3, 2)
+        while not stream.is_idle:
+            stream.step()
+    assert groups == [[0, 1], [2, 3]]

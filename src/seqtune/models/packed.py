@@ -69,7 +69,7 @@ PackedWeight = OneDnnWeight | TransposedWeight
 
 
 def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> PackedWeight:
-    """A copy in the layout that is fastest on this machine."""
+    """The weight in the layout that is fastest on this machine, copied where it lies in another one."""
     by_onednn = has_avx512() and not (is_intel() and weight_OI.numel() < LARGE)
     kind: Callable[..., PackedWeight] = OneDnnWeight if by_onednn else TransposedWeight
     return kind(weight_OI.detach(), bias_O)

@@ -149,9 +149,12 @@ class _Reply:
         with self.run.hearing(question, self.decode) as hear, _noticing(request) as gone:
             while True:
                 coming = asyncio.ensure_future(hear())
-                await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
+                try:
+                    await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not coming.done():
+                        coming.cancel()
                 if not coming.done():
-                    coming.cancel()
                     raise Refusal(GONE, "the client hung up", "gone")
                 token = coming.result()
                 if token is None:

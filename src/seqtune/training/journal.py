@@ -15,7 +15,7 @@ from seqtune.training import divergence
 from seqtune.training.checkpoints import TrainState
 from seqtune.training.schedule import Schedule
 
-TIMED = 3  # steps whose speed tells how long the others take
+TIMED = 2  # steps whose speed tells how long the others take
 
 
 class Journal:
@@ -32,6 +32,7 @@ class Journal:
         self._path = folder / "log.jsonl"
         self._losses: list[torch.Tensor] = []
         self._exact: float | None = None  # of the last validation
+        self._timed_from: tuple[int, float] | None = None  # step, and seconds; `None` before the first one
         self._has_told = False  # how long it will take
 
     def note(self, loss: torch.Tensor, state: TrainState) -> None:
@@ -99,21 +100,29 @@ class Journal:
     def show(self, state: TrainState, tick: progress.Tick, quiet: bool) -> None:
         """Move the line that people watch; before it, once, how long the training will take."""
         self.settle(state)
-        steps = self._schedule.total_steps
-        is_due = not self._has_told and TIMED <= state.step < steps
-        if is_due and self._schedule.max_seconds == math.inf and self._tells(quiet):
-            self._has_told = True
-            whole = progress.remaining(state.seconds * steps / state.step)
-            said = (
-                f"{whole} for all {steps:,} steps, by the speed of the first {state.step}; validations and scores come on top"
-            )
-            progress.console().print(f"[dim]{said}[/dim]")
+        if not self._has_told and self._schedule.max_seconds == math.inf:
+            self._tell_time(state, quiet)
         done = self._schedule.progress(state.step, state.seconds)
         loss = state.unlogged["loss"] / state.unlogged["steps"]
         speed = f"{state.num_tokens / max(state.seconds, 1e-9):,.0f} tokens/s"
         left = progress.remaining(state.seconds * (1 - done) / done)
         right = "" if self._exact is None else f" · {self._exact:.1%} right"
         tick(min(1.0, done), f"step {state.step} · loss {loss:.3f}{right} · {speed} · {left} left")
+
+    def _tell_time(self, state: TrainState, quiet: bool) -> None:
+        """Say it once it is measured, by steps with no validation between them; a process that resumes measures its own."""
+        if self._timed_from is None or state.validated_step >= self._timed_from[0]:
+            self._timed_from = state.step, state.seconds
+            return
+        step, seconds = self._timed_from
+        timed, others = state.step - step, self._schedule.total_steps - state.step
+        if timed < TIMED or not others:
+            return
+        self._has_told = True
+        if self._tells(quiet):
+            left = progress.remaining((state.seconds - seconds) / timed * others)
+            said = f"{left} for the other {others:,} steps, by the speed of the last {timed}; validations come on top"
+            progress.console().print(f"[dim]{said}[/dim]")
 
 
 def _step_of(line: str) -> float:

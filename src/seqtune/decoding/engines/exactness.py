@@ -33,6 +33,8 @@ def fits(frozen: FrozenModel) -> bool:
             raise
         except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError, IndexError):
             _fits[model] = False  # a forward that does not take what ours passes
+        if not _fits[model]:
+            frozen.forget()
     return _fits[model]
 
 

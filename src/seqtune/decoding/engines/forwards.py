@@ -145,9 +145,9 @@ def local_window(config: Any) -> LocalWindow | None:
 
 
 class FrozenModel:
-    """A model that stays as it is while this lives, so that its weights are laid out for the processor once.
+    """A model that stays as it is while this lives, so that `Blocks` lays its weights out for the processor once.
 
-    Whoever changes the model (training goes on, an adapter comes or goes) makes a new one.
+    Whoever changes the model (training goes on, an adapter comes or goes) makes a new one. A pickle has the model alone.
 
     Args:
         model: is switched to evaluation.
@@ -165,14 +165,22 @@ class FrozenModel:
     def _blocks(self) -> Blocks | None:
         return blocks_of(self.model)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}
+
     @cached_property
     def int8(self) -> FrozenModel:
-        """A copy with int8 weights."""
+        """A copy with int8 weights, by which this one is not run any more."""
+        self.forget()
         return FrozenModel(quantized(self.model))
+
+    def forget(self) -> None:
+        """Give back what is laid out; it is laid out anew when it is asked for."""
+        self.__dict__.pop("_blocks", None)
 
     @contextmanager
     def forward(self) -> Iterator[Forward]:
-        """The way to run the model; a family's own forward has its weights laid out while this lasts."""
+        """The way to run the model; for a family's own forward, weights are laid out for as long as this lasts."""
         if self._blocks is not None:
             yield Described(self.model, self._blocks)
             return

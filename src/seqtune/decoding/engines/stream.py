@@ -19,9 +19,8 @@ from seqtune.decoding.engines.forwards import Forward
 from seqtune.records import Candidate
 from seqtune.sections import DecodeConfig
 
-FORWARD = (
-    64  # tokens that could be read in the time that beginning a forward pass costs; so many of padding are worth saving one
-)
+# what a forward pass costs beside its tokens, as much as reading so many more; padding may cost what it saves
+PASS_COST = 64
 GROW_ROWS = 1.5  # when the longest inputs are done, the others are laid out anew for so many times the rows
 
 # is told each token of a greedy answer as it is chosen; what is true ends the answer there
@@ -63,7 +62,7 @@ class Stream:
         self._inputs: dict[int, _Input] = {}
         self._queue: list[tuple[float, int]] = []  # a heap; names that were removed stay in it until they come up
         self._num_waiting = 0
-        self._changed, self._idle, self._admitted = False, 0, 0
+        self._changed, self._missed, self._admitted = False, 0, 0
 
     @property
     def is_idle(self) -> bool:
@@ -157,7 +156,7 @@ class Stream:
         while self._queue and self._queue[0][1] not in self._inputs:
             heapq.heappop(self._queue)
         if not self._queue:
-            self._admitted = 0
+            self._missed = self._admitted = 0
             return False
         head = self._inputs[self._queue[0][1]]
         if self._changed or head.need > self.decoder.cache.num_slots:
@@ -170,11 +169,11 @@ class Stream:
             return False
         if not self._admitted:
             could_run = min(free, self._num_waiting)
-            self._idle += could_run
-            step = FORWARD + self.num_active * self.config.num_beams
-            if self._idle * step < self.num_active * FORWARD:
+            self._missed += could_run
+            step = PASS_COST + self.num_active * self.config.num_beams
+            if self._missed * step < self.num_active * PASS_COST:
                 return False
-            self._idle, self._admitted = 0, could_run
+            self._missed, self._admitted = 0, could_run
         self._admitted = min(self._admitted, free)
         return True
 
@@ -206,7 +205,7 @@ class Stream:
                 size = len(self._inputs[name].source)
                 longest, total = max(longest, size), total + size
                 padding = longest * (len(names) + 1) - total
-                if padding > FORWARD * len(names) or self._inputs[name].need > self.decoder.cache.num_slots:
+                if padding > PASS_COST * len(names) or self._inputs[name].need > self.decoder.cache.num_slots:
                     break
                 names.append(name)
             self.clock = heapq.heappop(self._queue)[0]
