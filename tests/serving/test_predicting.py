@@ -15,6 +15,7 @@ from seqtune.decoding.predictor import Predictor
 from seqtune.plugins import Verdict
 from seqtune.records import Example
 from seqtune.serving.limits import Limits
+from seqtune.serving.scheduler import Loaded
 
 SEARCHES = [{}, {"num_beams": 3, "num_return": 2}, {"num_beams": 4, "length_penalty": 0.4}, {"max_new_tokens": 5}]
 
@@ -157,3 +158,9 @@ def test_the_state_of_the_server_and_its_measures(client):
         assert line in text
     assert "/v1/predict" in client.get("/openapi.json").json()["paths"]
     assert client.get("/docs").status_code == 404
+
+
+def test_a_run_with_int8_weights_is_served_with_them(run_folder):
+    """They were asked for, and the model in float32 answered."""
+    predictor = Predictor.of_run(str(run_folder), {"engine": "native", "weights": "int8"})
+    assert Loaded(predictor).model is predictor.frozen.int8.model
