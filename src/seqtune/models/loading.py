@@ -119,9 +119,10 @@ def _check_amount(config: ModelConfig, shapes: weight_files.Shapes, file: Path) 
     layers = getattr(settings.get_text_config(), "num_hidden_layers", 0)
     wanted = num_parameters(config) if isinstance(layers, int) and layers <= len(shapes) else math.inf
     if held < wanted and getattr(settings, "quantization_config", None) is None:  # packed weights are fewer
+        size = f"{wanted:,} in {layers:,} layers" if wanted < math.inf else f"{layers:,} layers"
         raise ModelError(
             f"{str(file)!r} holds {len(shapes):,} tensors with {held:,} weights, and config.json beside it describes a model "
-            f"with {wanted:,} in {layers:,} layers; they do not belong together, or a file is incomplete: fetch it again"
+            f"with {size}; they do not belong together, or a file is incomplete: fetch it again"
         )
 
 
