@@ -98,15 +98,16 @@ def read_examples(name: str, config: DataConfig, *, need_output: bool = True) ->
 def _usable(raw: Raw, layout: Layout, config: DataConfig, need_output: bool, faults: list[tuple[int, str]]) -> polars.DataFrame:
     """The usable rows as a frame; the others, and what is wrong with them, are added to `faults`."""
     needed = [column for column, _ in needed_columns(layout, config, need_output=need_output)]
-    try:
-        frame = raw.frame()
-        suspects: Iterable[int] = np.flatnonzero(_odd(frame, needed, config).to_numpy() | raw.is_nested(needed)).tolist()
-    except UnicodeEncodeError:
-        frame, suspects = None, range(len(raw.lines))
-    if layout != "pairs":
-        suspects = range(len(raw.lines))
+    suspects: Iterable[int] = range(len(raw.lines))
     pairs: dict[int, Pair] = {}
     bad: dict[int, str] = {}
+    try:
+        frame = raw.frame()
+        if layout == "pairs":
+            odd = _odd(frame, config) | raw.is_nested(needed)
+            suspects, bad = np.flatnonzero(odd).tolist(), _without(frame, needed, odd)
+    except UnicodeEncodeError:
+        frame = None
     for index in suspects:
         row = raw.row(index)
         fault = _unreadable_cell(row, config) or (_nested_cell(row, needed) if layout not in CONVERSATIONS else None)
@@ -130,15 +131,26 @@ def _usable(raw: Raw, layout: Layout, config: DataConfig, need_output: bool, fau
     return frame.with_columns(polars.Series(column, cells, polars.String) for column, cells in made.items())
 
 
-def _odd(frame: polars.DataFrame, needed: Sequence[str], config: DataConfig) -> polars.Series:
-    """Rows of which a look at the columns says that they may be unusable."""
+def _odd(frame: polars.DataFrame, config: DataConfig) -> np.ndarray:
+    """Rows of which a look at the columns says that they may be unusable, bool [N]."""
     fields = polars.col([column for column in frame.columns if column.startswith(FIELD)])
     unreadable = (fields.str.len_chars() > config.max_cell_characters) | fields.str.contains("\0", literal=True)
-    blank = polars.col([FIELD + column for column in needed]).fill_null("").str.strip_chars(BLANKS) == ""
-    odd = polars.any_horizontal(unreadable.fill_null(False), blank)
+    odd = polars.any_horizontal(unreadable.fill_null(False))
     if "more" in frame.columns:
         odd |= polars.col("more").is_not_null()
-    return frame.select(odd.alias("odd"))["odd"]
+    return frame.select(odd.alias("odd"))["odd"].to_numpy()
+
+
+def _without(frame: polars.DataFrame, needed: Sequence[str], odd: np.ndarray) -> dict[int, str]:
+    """Index -> what is missing, for rows that are not odd and lack a needed text."""
+    bad: dict[int, str] = {}
+    for column in reversed(needed):  # the first that is missing is named
+        cells = frame[FIELD + column]
+        blank = (cells.str.strip_chars(BLANKS) == "").fill_null(False).to_numpy() & ~odd
+        missing = cells.is_null().to_numpy() & ~odd
+        bad |= dict.fromkeys(np.flatnonzero(blank).tolist(), f"column {column!r} is empty")
+        bad |= dict.fromkeys(np.flatnonzero(missing).tolist(), f"column {column!r} is missing")
+    return bad
 
 
 def _nested_cell(row: dict[str, str], needed: Sequence[str]) -> str | None:
