@@ -9,7 +9,8 @@
     ├── ModelError          a model or tokenizer cannot be loaded or does not fit the task
     │   └── VocabularyError     a tokenizer cannot be trimmed
     ├── RunError            a folder that is to be written or read is missing, incomplete, damaged or in use for something else
-    │   └── InterruptedRunError     a signal came; what was done is written down, and the same command goes on
+    │   ├── InterruptedRunError     a signal came; what was done is written down, and the same command goes on
+    │   └── LostProcessError        another process of the same training has ended
     └── MissingDependencyError  a package is needed; the text says how to install it
 
 Mistakes of this package itself are found by `assert` statements, never reported by these.
@@ -82,6 +83,10 @@ class InterruptedRunError(RunError):
     def __init__(self, text: str, signal: int):
         super().__init__(text)
         self.signal = signal
+
+
+class LostProcessError(RunError):
+    """Another process of the same training has ended, or is out of reach."""
 
 
 class MissingDependencyError(SeqtuneError):

@@ -133,6 +133,12 @@ def test_existing_run_is_not_overwritten_by_accident(fitted, llama_folder):
     assert "train.epochs: 4.0 -> 9.0" in changed
 
 
+def test_a_cluster_is_named_with_the_number_of_processes(table, capsys):
+    for half in (["--ray", "local"], ["--num-workers", "2"]):
+        assert run_app(["fit", "--data", str(table), *half]) == 1
+        assert "--ray ADDRESS and --num-workers N go together" in capsys.readouterr().err
+
+
 def test_predict_from_texts_stdin_and_file(fitted, tmp_path):
     texts = ["123", "119", "9", "101"]
     direct = run("predict", str(fitted), *texts).stdout.splitlines()

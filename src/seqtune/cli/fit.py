@@ -25,6 +25,7 @@ from seqtune.cli.app import (
     print_unusual,
     stdout_console,
 )
+from seqtune.errors import ConfigError
 
 if TYPE_CHECKING:
     from seqtune.config import Config
@@ -44,6 +45,8 @@ def fit(
     trust_remote_code: TrustOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+    ray: Annotated[str | None, typer.Option("--ray", help="Train on this Ray cluster: an address, or local.")] = None,
+    num_workers: Annotated[int | None, typer.Option("--num-workers", min=1, help="With --ray: processes at most.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved settings.")] = False,
     print_schema: Annotated[bool, typer.Option("--print-schema", help="Show the settings' JSON Schema.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="End with every score and how it was computed.")] = False,
@@ -53,6 +56,7 @@ def fit(
 
     [bold]Example[/bold]: seqtune fit --data pairs.csv --input smiles --output iupac --out runs/names
     """
+    from seqtune import plugins
     from seqtune.config import Config, load_config
     from seqtune.data.columns import with_columns
     from seqtune.models.location import check_there
@@ -60,6 +64,8 @@ def fit(
     if print_schema:
         print_json(Config.model_json_schema())
         return
+    if (ray is None) != (num_workers is None):
+        raise ConfigError("--ray ADDRESS and --num-workers N go together: where, and in how many processes at most")
     flags = overrides(
         settings, mixture=mixture, data__path=data, data__input=input, data__output=output, model__name=model, task=task,
         out=out, model__trust_remote_code=trust_remote_code,
@@ -82,7 +88,12 @@ def fit(
 
     if overwrite:
         check_outside(run_folder(resolved), [config])
-    fitted = procedure(resolved, resume=resume, overwrite=overwrite, report=not as_json)
+    how = {"resume": resume, "overwrite": overwrite, "report": not as_json}
+    if ray and num_workers:
+        on_cluster = plugins.load("seqtune.procedures.fit_on_cluster:fit_on_cluster", "fit --ray")
+        fitted = on_cluster(resolved, ray, num_workers, **how)
+    else:
+        fitted = procedure(resolved, **how)
     if not main:
         return
     if as_json:

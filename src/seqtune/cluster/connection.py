@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -28,7 +29,8 @@ def connect(address: str) -> None:
     try:
         if port.isdigit():
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
+        where = None if address == "local" else address
+        ray.init(address=where, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"no Ray cluster answers at {address!r} ({reason}); give host:port, auto, or local") from None

@@ -15,12 +15,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SECONDS = 1.0
 
 
+_active: set[Interruption] = set()
+
+
+def interrupt(number: int) -> None:
+    """Note a signal in whatever is active, also in threads that signals do not reach."""
+    for each in [*_active]:
+        each.note(number)
+
+
 class Interrupted(BaseException):
     """Raised by a signal in work that can be left, see `Interruption.leaving`."""
 
 
 class Interruption:
-    """Notes a signal while it is active (`with interruption:`), in the main thread; elsewhere it notes none.
+    """Notes a signal while it is active (`with interruption:`), in the main thread; elsewhere those of `interrupt`.
 
     Attributes:
         noted: number of the signal that has come first, here or in another process of the training; 0 before.
@@ -34,6 +43,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         """Catch the signals, but for those that this process ignores (as `nohup` sets it to)."""
+        _active.add(self)
         if threading.current_thread() is threading.main_thread():
             caught = [s for s in SIGNALS if signal.getsignal(s) not in (signal.SIG_IGN, None)]
             self._previous = {number: signal.signal(number, self._handle) for number in caught}
@@ -41,6 +51,7 @@ class Interruption:
 
     def __exit__(self, *_: object) -> None:
         """Put the handlers back, after a signal as soon as no more of the same are to be expected."""
+        _active.discard(self)
         if self.noted and self._previous:
             time.sleep(max(0.0, self._first + SAME_SECONDS - time.monotonic()))
         self._release()

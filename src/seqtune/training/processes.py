@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.tracking import get_available_trackers
 from torch import distributed
 
-from seqtune.errors import ConfigError, RunError, did_you_mean
+from seqtune.errors import ConfigError, LostProcessError, did_you_mean
 from seqtune.sections import TrainConfig
 
 LONGEST_WAIT = timedelta(days=7)
@@ -113,14 +113,14 @@ class Agreement:
         """Within, the end of another process is an error that says so, as soon as this one waits for it.
 
         Raises:
-            RunError: there was a process too few.
+            LostProcessError: there was a process too few.
         """
         try:
             yield
         except RuntimeError as error:
             if self._group is None or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
                 raise
-            raise RunError(
+            raise LostProcessError(
                 f"another process of this training has ended, or is out of reach ({_first_line(error)}); its output may say "
                 "why. The same command with --resume goes on from the last checkpoint, with any number of processes"
             ) from error

