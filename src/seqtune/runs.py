@@ -47,6 +47,7 @@ RUN = Kind(
         ".model-ctranslate2-*",  # its lock, and what is being converted
         "task.yaml",
         VOCABULARY,
+        "outcome.json",
         "metrics.json",
         PREDICTIONS,
         "base_predictions.jsonl",

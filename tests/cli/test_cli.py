@@ -39,7 +39,7 @@ VERBS = [
     "verify",
 ]
 ARTEFACTS = {
-    ".seqtune-run", "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json",
+    ".seqtune-run", "README.md", "checkpoints", "config.yaml", "data.json", "environment.json", "log.jsonl", "manifest.json", "outcome.json",
     "metrics.json", "model", "predictions.jsonl", "rejected.jsonl", "report.html", "task.yaml", "vocabulary.json",
 }  # fmt: skip
 
@@ -107,6 +107,9 @@ def test_the_run_folder_is_complete(fitted):
     assert [(r["line"], r["reason"]) for r in rejected] == [(152, "column 'input' is empty")]
     manifest = json.loads((fitted / "manifest.json").read_text())
     assert "model/model.safetensors" in manifest["files"]
+    outcome = json.loads((fitted / "outcome.json").read_text())
+    assert (outcome["reason"], outcome["step"]) == ("finished", outcome["total_steps"])
+    assert outcome["step"] == int((fitted / "checkpoints").joinpath(max(p.name for p in (fitted / "checkpoints").iterdir())).name[5:])
     environment = json.loads((fitted / "environment.json").read_text())
     assert {"device", "seed", "git_revision", "packages"} <= set(environment)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines.choices import ChoiceEngine
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError
 from seqtune.models import loading

@@ -19,7 +19,7 @@ from conftest import FAMILIES, build_model, build_tokenizer
 from seqtune import plugins
 from seqtune.decoding.engines import make_choice_engine, make_engine
 from seqtune.decoding.engines.exactness import fits
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.errors import ConfigError

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from seqtune.config import ModelConfig
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines import make_engine
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.predictor import Predictor

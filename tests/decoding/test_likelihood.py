@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from seqtune.decoding.engines import likelihood
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.likelihood import Asked, Tree, groups, likelihoods
 
 END = 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import build_model
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.engines.stream import Stream

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from conftest import build_model, build_tokenizer
 from seqtune.data.tasks import Task
 from seqtune.decoding.engines import make_engine, weights
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import ConfigError

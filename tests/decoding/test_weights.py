@@ -5,7 +5,7 @@ import torch
 
 from conftest import build_model
 from seqtune.decoding.engines import check_engine, make_engine, weights
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.weights import quantized
 from seqtune.errors import ConfigError
 from seqtune.models.adapters import Adapter

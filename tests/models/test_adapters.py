@@ -21,7 +21,7 @@ from seqtune.cli.app import run_app
 from seqtune.config import load_config
 from seqtune.decoding.engines import make_engine
 from seqtune.decoding.engines.exactness import fits
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.errors import ConfigError, MissingDependencyError, ModelError, RunError
 from seqtune.models import soft_prompts

@@ -82,6 +82,8 @@ def test_the_folder_says_everything_and_gives_nothing_away(run, tmp_path, capsys
     assert exact.metric_value == metrics["exact_match"]["value"]
     assert f"{metrics['exact_match']['low']:.3f} to {metrics['exact_match']['high']:.3f}" in (exact.metric_name or "")
     assert exact.dataset_revision == json.loads((run / "data.json").read_text())["fingerprint"]
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert f"## Training\n\n{outcome['step']} of {outcome['total_steps']} planned steps (finished)" in card.content
     for words in ("seqtune predict names", "whose licence is apache-2.0", "## Limits", "`numbers.csv`: 100 rows"):
         assert words in card.content
     texts = [(p.name, p.read_text(encoding="utf-8")) for p in folder.iterdir() if p.suffix != ".safetensors"]

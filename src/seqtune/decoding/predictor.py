@@ -17,7 +17,7 @@ from seqtune.config import Config, load_config, validate
 from seqtune.data.tasks import Task
 from seqtune.decoding import verification
 from seqtune.decoding.engines import READS_FOLDER, make_choice_engine, make_engine
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.weights import dtype_of
 from seqtune.errors import DataError, MissingDependencyError, RunError, SupervisionError, TooLongError
 from seqtune.models import loading

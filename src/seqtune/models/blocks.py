@@ -137,7 +137,7 @@ class Blocks:
 
         Args:
             ids_BQ: tokens.
-            positions_BQ: where they stand in their texts.
+            positions_BQ: where they stand in their texts, within what was reached.
             masks: what they may look at.
             store: keys and values of this pass go there; attention sees what it gives back.
         """
@@ -211,14 +211,15 @@ class Blocks:
 
     def _angles(self, positions_BQ: torch.Tensor) -> torch.Tensor:
         """Cosines, then sines of the rotary angles [B, Q, 1, 2 * turned width]; the sines' first half negative."""
-        farthest = int(positions_BQ.max())
-        if farthest >= len(self.angles_PW):
-            assert self.rotary is not None
-            positions = torch.arange(2 * farthest + 64, device=positions_BQ.device)[None]
+        return functional.embedding(positions_BQ, self.angles_PW)[:, :, None]
+
+    def reach(self, num_places: int) -> None:
+        """Be ready for tokens at the first `num_places` places of their texts; whoever runs the blocks says so beforehand."""
+        if self.rotary is not None and num_places > len(self.angles_PW):
+            positions = torch.arange(2 * num_places, device=self.tokens.weight.device)[None]
             cosines_1PW, sines_1PW = self.rotary(self.tokens.weight[:1], positions)
             low, high = sines_1PW.chunk(2, -1)
             self.angles_PW = torch.cat([cosines_1PW, -low, high], -1)[0]
-        return functional.embedding(positions_BQ, self.angles_PW)[:, :, None]
 
     def prompt_masks(self, num_tokens: int, window: int | None) -> Masks:
         """What the tokens of prompts may look at: those before them; with a window, the last ones of those.

@@ -27,7 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from seqtune import progress
 from seqtune.decoding.engines import make_engine
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.likelihood import Asked, Likelihood, Tree, likelihoods
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.weights import dtype_of

@@ -17,7 +17,7 @@ from seqtune.config import Config
 from seqtune.data.columns import with_columns
 from seqtune.data.mixture import bundles_of
 from seqtune.decoding.engines import check_engine
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.predictor import Predictor
 from seqtune.errors import InterruptedRunError
 from seqtune.models.adapters import Adapter, load_merged
@@ -130,7 +130,8 @@ def _train_in(folder: Path, config: Config, prepared: Prepared, start: Start, qu
     if runs.is_complete(folder):
         say(f"{folder} is complete already")
         metrics = folder / "metrics.json"
-        return Fitted(folder, {"reason": "complete"}, runs.read_json(metrics) if metrics.exists() else None)
+        outcome = runs.read_json(folder / "outcome.json")
+        return Fitted(folder, outcome, runs.read_json(metrics) if metrics.exists() else None)
     trainer = _trainer(config, prepared, start.model, folder)
     outcome = _train(trainer, continuing=start.continuing, quiet=quiet)
     metrics = None
@@ -253,6 +254,8 @@ def _finish(
             adapter.save(hidden)
             trainer.model.config.save_pretrained(hidden)
             prepared.encoder.tokenizer.save_pretrained(hidden)
+    ended = outcome_summary(outcome)
+    runs.write_json(folder / "outcome.json", ended)
     metrics = None
     if prepared.examples["test"]:
         predictor = Predictor.of_run(str(folder), trusted=config.model.trusted_with(folder))
@@ -262,7 +265,7 @@ def _finish(
         else:
             metrics = answer_and_score(predictor, rows, train, folder, quiet=quiet)
     text = card.model_card(
-        config, prepared.report(), outcome_summary(outcome), metrics, origin(config.model),
+        config, prepared.report(), ended, metrics, origin(config.model),
         takes_messages=prepared.encoder.tokenizer.chat_template is not None,
     )  # fmt: skip
     runs.write_text(folder / "README.md", text)

@@ -86,7 +86,7 @@ def write(run: Path, folder: Path, name: str, trusted: Sequence[str] = ()) -> di
         if metrics:
             write_json(hidden / "metrics.json", metrics)
         says = encoder.tokenizer.chat_template is not None
-        card = hub_card(name, config, data, metrics, known, takes_messages=says)
+        card = hub_card(name, config, data, read_json(run / "outcome.json"), metrics, known, takes_messages=says)
         (hidden / "README.md").write_text(card, encoding="utf-8")
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     return {"files": files, "licence": known}

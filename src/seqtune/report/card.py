@@ -62,11 +62,7 @@ def model_card(
         f"A causal language model {start} `{config.model.name}` with seqtune.{_base(base)}",
         "",
         *data_lines(config.data.path, data, metrics),
-        "## Training",
-        "",
-        f"{outcome['step']} of {outcome['total_steps']} planned steps ({outcome['reason']}), "
-        f"{outcome['num_tokens']:,} tokens, {outcome['seconds']:.0f} s. {_which_weights(outcome)}",
-        "",
+        *training_lines(outcome),
         "## Results on the test rows",
         "",
     ]
@@ -194,6 +190,21 @@ def in_transformers(config: Config, folder: str, *, takes_messages: bool) -> lis
     if config.format.target != "{output}":
         lines += [f"The model writes `{config.format.target}`; `seqtune predict` gives the `{{output}}` of it.", ""]
     return lines
+
+
+def training_lines(outcome: dict[str, Any]) -> list[str]:
+    """How long it was trained, and which weights were kept.
+
+    Args:
+        outcome: content of `outcome.json`.
+    """
+    return [
+        "## Training",
+        "",
+        f"{outcome['step']} of {outcome['total_steps']} planned steps ({outcome['reason']}), "
+        f"{outcome['num_tokens']:,} tokens, {outcome['seconds']:.0f} s. {_which_weights(outcome)}",
+        "",
+    ]
 
 
 def _which_weights(outcome: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from seqtune.config import Config
-from seqtune.report.card import LIMITS, data_lines, in_transformers, result_lines, title
+from seqtune.report.card import LIMITS, data_lines, in_transformers, result_lines, title, training_lines
 from seqtune.report.scores import scores_of
 
 
@@ -19,6 +19,7 @@ def hub_card(
     place: str,
     config: Config,
     data: dict[str, Any],
+    outcome: dict[str, Any],
     metrics: dict[str, Any] | None,
     licence: str | None,
     *,
@@ -30,6 +31,7 @@ def hub_card(
         place: hub id, or the folder's name.
         config: of the run.
         data: content of `data.json`.
+        outcome: content of `outcome.json`.
         metrics: content of `metrics.json`, if there were test rows.
         licence: of the base, `None` where it is not known.
         takes_messages: the tokenizer's chat template makes the prompt of a user message.
@@ -53,6 +55,7 @@ def hub_card(
         *data_lines(table, data, metrics),
         f"Fingerprint of all rows: `{data['fingerprint']}`.",
         "",
+        *training_lines(outcome),
         "## Results on the test rows",
         "",
         *result_lines(metrics),

@@ -12,7 +12,7 @@ from seqtune import plugins, progress
 from seqtune.decoding.engines import ct2, vllm
 from seqtune.decoding.engines.choices import ChoiceEngine
 from seqtune.decoding.engines.exactness import fits
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.native import NativeEngine
 from seqtune.decoding.engines.reference import TransformersEngine
 from seqtune.decoding.engines.weights import check_dtype, check_int8

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from seqtune.decoding.engines.forwards import FrozenModel
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.likelihood import Asked, Tree, likelihoods
 from seqtune.records import Candidate
 from seqtune.sections import DecodeConfig

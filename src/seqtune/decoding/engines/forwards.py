@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from seqtune.decoding.engines.slot_cache import PromptPass, TokenPass
-from seqtune.decoding.engines.weights import quantized
-from seqtune.models.blocks import Blocks, Masks, blocks_of
-from seqtune.models.packed import packed
+from seqtune.models.blocks import Blocks, Masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +77,7 @@ class Described:
         if self.window is not None and self.window.in_all_layers:
             masks = Masks(masks.local, None)
         positions_NT = torch.arange(ids_NT.size(1), device=ids_NT.device).expand(len(ids_NT), -1)
+        self.blocks.reach(ids_NT.size(1))
         return self.blocks(ids_NT, positions_NT, masks, cache)
 
     def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass) -> torch.Tensor:
@@ -91,6 +86,7 @@ class Described:
         if self.window is not None:
             near = seen.within(self.window.size)
             everywhere, local = (near, None) if self.window.in_all_layers else (everywhere, near)
+        self.blocks.reach(cache.cache.num_slots)  # a place is never larger than the token's slot
         return self.blocks(ids_BK, seen.place_BK.expand_as(ids_BK), Masks(everywhere, local), cache)
 
 
@@ -142,47 +138,3 @@ def local_window(config: Any) -> LocalWindow | None:
     if getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None):
         return LocalWindow(config.sliding_window, in_all_layers=True)
     return None
-
-
-class FrozenModel:
-    """A model that stays as it is while this lives, so that `Blocks` lays its weights out for the processor once.
-
-    Whoever changes the model (training goes on, an adapter comes or goes) makes a new one. A pickle has the model alone.
-
-    Args:
-        model: is switched to evaluation.
-
-    Example:
-        frozen = FrozenModel(model)
-        with frozen.forward() as forward:
-            stream = Stream(model, forward, end, DecodeConfig())
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        self.model: Any = model.eval()
-
-    @cached_property
-    def _blocks(self) -> Blocks | None:
-        return blocks_of(self.model)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model}
-
-    @cached_property
-    def int8(self) -> FrozenModel:
-        """A copy with int8 weights, by which this one is not run any more."""
-        self.forget()
-        return FrozenModel(quantized(self.model))
-
-    def forget(self) -> None:
-        """Give back what is laid out; it is laid out anew when it is asked for."""
-        self.__dict__.pop("_blocks", None)
-
-    @contextmanager
-    def forward(self) -> Iterator[Forward]:
-        """The way to run the model; for a family's own forward, weights are laid out for as long as this lasts."""
-        if self._blocks is not None:
-            yield Described(self.model, self._blocks)
-            return
-        with packed(self.model):
-            yield Own(self.model)

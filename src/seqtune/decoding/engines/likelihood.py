@@ -20,7 +20,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from seqtune.decoding.engines.exactness import fits
-from seqtune.decoding.engines.forwards import Forward, FrozenModel, Seen
+from seqtune.decoding.engines.forwards import Forward, Seen
+from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.slot_cache import SlotCache
 from seqtune.tokens.batching import by_length
 
