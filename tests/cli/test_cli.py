@@ -109,7 +109,7 @@ def test_the_run_folder_is_complete(fitted):
     assert "model/model.safetensors" in manifest["files"]
     outcome = json.loads((fitted / "outcome.json").read_text())
     assert (outcome["reason"], outcome["step"]) == ("finished", outcome["total_steps"])
-    assert f"step-{outcome['step']:06}" in {p.name for p in (fitted / "checkpoints").iterdir()}
+    assert f"step-{outcome['step']:08}" in {p.name for p in (fitted / "checkpoints").iterdir()}
     environment = json.loads((fitted / "environment.json").read_text())
     assert {"device", "seed", "git_revision", "packages"} <= set(environment)
 
