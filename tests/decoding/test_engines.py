@@ -171,9 +171,10 @@ def test_a_sliding_window_of_all_layers_is_kept(family, num_beams):
     model = small_model(family, sliding_window=8)
     sources = [np.arange(5, 20), np.arange(40, 44)]
     config = DecodeConfig(num_beams=num_beams, num_return=num_beams)
-    assert fits(FrozenModel(model))
+    frozen = FrozenModel(model)
+    assert fits(frozen)
     assert model.config.sliding_window == 8, "probing leaves no trace"
-    engines = TransformersEngine(model, 1, config), NativeEngine(FrozenModel(model), 1, config)
+    engines = TransformersEngine(model, 1, config), NativeEngine(frozen, 1, config)  # the very one that was probed
     theirs, ours = (dict(engine.generate(sources, [12, 12])) for engine in engines)
     for i in range(2):
         assert [c.ids for c in ours[i]] == [c.ids for c in theirs[i]]

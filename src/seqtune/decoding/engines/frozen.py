@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from seqtune.decoding.engines.forwards import Described, Forward, Own
 from seqtune.decoding.engines.graphs import Graphed
 from seqtune.decoding.engines.weights import quantized
-from seqtune.models.blocks import blocks_of
+from seqtune.models.blocks import Blocks, blocks_of
 from seqtune.models.packed import packed
 
 
@@ -37,10 +37,8 @@ class FrozenModel:
         self.model: Any = model.eval()
 
     @cached_property
-    def _described(self) -> Forward | None:
-        blocks = blocks_of(self.model)
-        described = None if blocks is None else Described(self.model, blocks)
-        return Graphed(described) if described and self.model.device.type == "cuda" else described
+    def _blocks(self) -> Blocks | None:
+        return blocks_of(self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model}
@@ -53,13 +51,14 @@ class FrozenModel:
 
     def forget(self) -> None:
         """Give back what is laid out; it is laid out anew when it is asked for."""
-        self.__dict__.pop("_described", None)
+        self.__dict__.pop("_blocks", None)
 
     @contextmanager
     def forward(self) -> Iterator[Forward]:
         """The way to run the model; for a family's own forward, weights are laid out for as long as this lasts."""
-        if self._described is not None:
-            yield self._described
+        if self._blocks is not None:
+            described = Described(self.model, self._blocks)
+            yield Graphed(described) if self.model.device.type == "cuda" else described
             return
         with packed(self.model):
             yield Own(self.model)
