@@ -86,8 +86,8 @@ def test_what_contexts_have_in_common_is_read_once(llama_folder, monkeypatch):
             return self.inner.write(ids, seen, cache)
 
     @contextmanager
-    def counted(frozen):
-        with plain(frozen) as forward:
+    def counted(frozen, **asked):
+        with plain(frozen, **asked) as forward:
             yield Counting(forward)
 
     monkeypatch.setattr(FrozenModel, "forward", counted)

@@ -22,7 +22,7 @@ from fuzz.seeds import as_xlsx, sheet_row
 READERS = Path(__file__).parents[1] / "fuzz" / "readers.py"
 SECONDS, PEAK_MIB = 10, 1000  # of processor time: tests share a machine
 MIB = 2**20
-TIMES = 8  # mebibytes that a bomb unpacks to; what is refused after one would be refused if it were gigabytes
+TIMES = 8  # mebibytes that a bomb unpacks to; what is refused after 2 would be refused if it were gigabytes
 
 # a mebibyte of it, what comes before, and the reader
 PARTS = {

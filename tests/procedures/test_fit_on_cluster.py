@@ -99,11 +99,11 @@ def test_a_mistake_is_said_and_an_interruption_leaves_a_checkpoint(settings, tmp
     assert (wrong.returncode, wrong.stderr.count("no column 'c'")) == (1, 1), wrong.stderr
     assert "Traceback" not in wrong.stderr
     assert not (tmp_path / "run").exists()
-    process = subprocess.Popen(command, **started)
+    process = subprocess.Popen(command, **started, start_new_session=True)
     while not (tmp_path / "run" / "checkpoints").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all that the command has started
     said = process.communicate(timeout=200)[1]
     assert process.returncode == 128 + signal.SIGINT, said
     assert "a checkpoint is written: the same command with --resume goes on from there" in said

@@ -89,7 +89,7 @@ def fit(
     if overwrite:
         check_outside(run_folder(resolved), [config])
     how = {"resume": resume, "overwrite": overwrite, "report": not as_json}
-    if ray and num_workers:
+    if ray is not None and num_workers is not None:
         on_cluster = plugins.load("seqtune.procedures.fit_on_cluster:fit_on_cluster", "fit --ray")
         fitted = on_cluster(resolved, ray, num_workers, **how)
     else:

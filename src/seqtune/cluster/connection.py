@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 from pathlib import Path
 
@@ -52,8 +51,6 @@ def settle(folder: Path, marker: Path) -> None:
             "with the folders and the data of this command on it"
         )
     os.chdir(folder)
-    # Ray's workers block Ctrl-C, and children inherit that: a training that is asked to stop would not hear of it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def explained(error: RayError, work: str) -> SeqtuneError:

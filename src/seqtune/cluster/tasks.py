@@ -5,6 +5,7 @@ Source: https://docs.ray.io/en/latest/ray-core/tasks.html.
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -106,4 +107,6 @@ class Tasks:
 
 def _in_worker(work: Work, given: Any, threads: int, folder: Path, marker: Path, stop_file: Path) -> Any:
     settle(folder, marker)
+    # Ray's workers block Ctrl-C, and children inherit that: a training that is asked to stop would not hear of it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return work(given, threads, stop_file.exists)

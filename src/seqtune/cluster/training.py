@@ -18,13 +18,15 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
 from ray.train.torch import TorchTrainer
 
 from seqtune.cluster.connection import connect, settle
 from seqtune.errors import InterruptedRunError, LostProcessError, RunError, SeqtuneError
 
 LOSSES = 10  # after so many the cluster is given up
+# what is lost is seen to here, by what the cluster then has
+AT_ONCE = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
 PAUSE_SECONDS = 5.0  # until a cluster knows that it has lost a machine
 
 # what it is given, whether processes were lost before, and whether it was asked to stop -> its result
@@ -97,21 +99,19 @@ class Training:
                 run_config=RunConfig(
                     name=f"ray-{losses}",
                     storage_path=str(self.folder),
-                    failure_config=FailureConfig(controller_failure_limit=0),
+                    failure_config=AT_ONCE,
                 ),
             )
             try:
-                result, lost = trainer.fit().return_value, ""
+                result, said = trainer.fit().return_value, ""
             except (TrainingFailedError, RayError) as error:
-                result, lost = None, str(error).strip().splitlines()[-1]
+                result, said = None, _what_happened(error)
             if self.failure.exists():
                 failed = json.loads(self.failure.read_text(encoding="utf-8"))
                 raise InterruptedRunError(failed["text"], failed["signal"]) if failed["signal"] else RunError(failed["text"])
-            if not lost:
+            if not said:
                 return result
-            self.say(
-                f"the cluster lost processes of the training ({lost}); what was done since the last checkpoint is done again"
-            )
+            self.say(f"{said}; going on from the last checkpoint")
             time.sleep(PAUSE_SECONDS)
         raise RunError(f"the Ray cluster lost processes {LOSSES} times; the same command with --resume goes on")
 
@@ -141,6 +141,22 @@ def share(machines: Sequence[tuple[int, int]], num_workers: int) -> tuple[int, i
     return width, max(cpus for cpus in range(1, max(have for have, _ in machines) + 1) if room(cpus) >= width), gpus
 
 
+def _what_happened(error: Exception) -> str:
+    """Why the processes ended, if it was not by a mistake of theirs.
+
+    Raises:
+        RunError: they cannot work where they are.
+    """
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, ControllerError):
+        return f"the cluster did not start the processes ({last})"
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, (SeqtuneError, OSError)) and not isinstance(cause, (LostProcessError, RayError)):
+            raise RunError(str(cause))
+    return f"the cluster lost processes of the training ({last})"
+
+
 def _words(cpus: int, gpus: int) -> str:
     return f"{cpus} {'processor' if cpus == 1 else 'processors'}" + (" and a GPU" if gpus else "")
 
@@ -154,12 +170,13 @@ def _in_worker(config: dict[str, Any]) -> Any:
     except SystemExit:  # another process says why
         return None
     except Exception as error:
-        known = isinstance(error, SeqtuneError)
+        known, number = isinstance(error, SeqtuneError), getattr(error, "signal", 0)
         text = str(error) if known else f"process {rank()} of the training failed: {traceback.format_exc()}"
-        failed = {"text": text, "signal": getattr(error, "signal", 0)}
         with suppress(FileExistsError), config["failure"].open("x", encoding="utf-8") as file:
-            json.dump(failed, file)
-        return None
+            json.dump({"text": text, "signal": number}, file)
+        if number:  # all were interrupted alike
+            return None
+        raise  # the end of this process ends the others, which may wait for it
 
 
 def rank() -> int:

@@ -1,6 +1,6 @@
 """Packed files, unpacked as they are read, as long as they hold about as much as texts of their size can hold.
 
-A few kilobytes can unpack to gigabytes. So what comes out is weighed against what went in, a window at a time: each MiB must
+A few kilobytes can unpack to gigabytes. So what comes out is weighed against what went in, a window at a time: each 2 MiB must
 come from at least a 500th of that. Tables of texts are packed to a tenth, those that repeat a long text in every row to a
 three-hundredth; gzip can reach 1:1,000 and Zstandard 1:30,000 where there is nothing but repetition.
 """
@@ -38,8 +38,7 @@ BROKEN = (  # what a damaged file raises
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 ZIP = "zip"  # holds files, of which one is read
 ENTRIES = 10_000  # of a zip
-WINDOW = 2**20  # unpacked bytes of a stream that are weighed together
-SMALL = 2**21  # bytes that any file may unpack to
+WINDOW = 2**21  # unpacked bytes that are weighed together
 EXPANSION = 500
 PIECE = 2**10  # packed bytes taken at once; of Zstandard they unpack to 32 MiB at most, of bzip2 to 20
 FRAMES: dict[str, Callable[[], Any]] = {  # makes what unpacks one frame
@@ -102,7 +101,7 @@ def check_expansion(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
     Raises:
         DataError: they do.
     """
-    if sum(entry.file_size for entry in entries) > max(SMALL, EXPANSION * path.stat().st_size):
+    if sum(entry.file_size for entry in entries) > max(WINDOW, EXPANSION * path.stat().st_size):
         raise too_large(path, "bytes")
 
 

@@ -18,7 +18,7 @@ import pyarrow.ipc
 from pyarrow import types
 
 from seqtune.data import cells
-from seqtune.data.archives import BROKEN, EXPANSION, SMALL, too_large
+from seqtune.data.archives import BROKEN, EXPANSION, WINDOW, too_large
 from seqtune.errors import DataError
 
 MAGIC = b"ARROW1"
@@ -92,7 +92,7 @@ def _is_readable(kind: pyarrow.DataType) -> bool:
 
 def _check_promise(path: Path, messages: Iterable[_Message]) -> None:
     """Look at what each message says that it holds, before any of it is unpacked."""
-    most = max(SMALL, EXPANSION * path.stat().st_size)
+    most = max(WINDOW, EXPANSION * path.stat().st_size)
     num_bytes = num_values = 0
     for message in messages:
         size, values = message.held()

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.compute
 from pyarrow import types
 
-from seqtune.data.archives import EXPANSION, SMALL, too_large
+from seqtune.data.archives import EXPANSION, WINDOW, too_large
 
 CELL = 4  # bytes that each counts for
 MISSING = ("NAType", "NaTType")  # how pandas calls what is missing; neither is equal to anything, nor different
@@ -79,7 +79,7 @@ def portions(
     Raises:
         DataError: it holds too much.
     """
-    most, given = max(SMALL, EXPANSION * path.stat().st_size), 0
+    most, given = max(WINDOW, EXPANSION * path.stat().st_size), 0
     for whole in batches:
         whole.validate(full=True)
         given += sum(map(_hidden_bytes, whole.columns))

@@ -11,7 +11,7 @@ import pyarrow
 from pyarrow import parquet
 
 from seqtune.data import cells
-from seqtune.data.archives import BROKEN, EXPANSION, SMALL, too_large
+from seqtune.data.archives import BROKEN, EXPANSION, WINDOW, too_large
 from seqtune.errors import DataError
 
 BUFFER = 2**20  # bytes of a column that are read at once
@@ -47,7 +47,7 @@ def _check_promise(path: Path, footer: parquet.FileMetaData) -> None:
     """Look at what the footer says, before anything is unpacked."""
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    most = max(SMALL, EXPANSION * path.stat().st_size)
+    most = max(WINDOW, EXPANSION * path.stat().st_size)
     if sum(chunk.total_uncompressed_size for chunk in chunks) > most:
         raise too_large(path, "bytes")
     if cells.CELL * sum(chunk.num_values for chunk in chunks) > most:

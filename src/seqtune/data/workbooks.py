@@ -17,7 +17,7 @@ import openpyxl
 from openpyxl.cell.cell import ERROR_CODES
 
 from seqtune.data import cells
-from seqtune.data.archives import SMALL, check_expansion
+from seqtune.data.archives import WINDOW, check_expansion
 from seqtune.errors import DataError, did_you_mean
 
 CHARACTERS = 2**26  # of all files in a workbook
@@ -52,7 +52,7 @@ def rows(path: Path, source: Path | IO[bytes], sheet: str) -> Iterator[tuple[int
     Raises:
         DataError: it is damaged, or holds too much.
     """
-    most, given, width = max(SMALL, CELLS * path.stat().st_size), 0, 0
+    most, given, width = max(WINDOW, CELLS * path.stat().st_size), 0, 0
     with _opened(path, source) as book:
         found = book[sheet]
         found.reset_dimensions()  # what the sheet says about its size may be wrong

@@ -252,6 +252,7 @@ def blocks_of(model: PreTrainedModel) -> Blocks | None:
 
     Example:
         blocks = blocks_of(model)
+        blocks.reach(ids_BQ.size(1))
         hidden_BQD = blocks(ids_BQ, positions_BQ, blocks.prompt_masks(ids_BQ.size(1), None), cache.reading(first_row=0))
     """
     config = model.config

@@ -91,7 +91,7 @@ class _VirtualEmbedding(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         size = self.embedding.num_embeddings
         virtual = ids >= size
-        if not virtual.any():
+        if not ids.is_cuda and not virtual.any():  # on a GPU one would wait for the answer, which a graph cannot
             return self.embedding(ids)
         found = self.embedding(ids.masked_fill(virtual, 0))
         if self.prompt.is_prefix:

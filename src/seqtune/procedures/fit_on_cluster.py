@@ -9,18 +9,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, redirect_stderr
+from contextlib import ExitStack, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from seqtune import progress, runs
-from seqtune.cluster.training import Training
+from seqtune import folders, progress, runs
+from seqtune.cluster.training import Training, rank
 from seqtune.config import Config
+from seqtune.errors import RunError
 from seqtune.procedures.fit import Fitted, fit, run_folder
 from seqtune.training.interruption import Interruption, interrupt
 
 POLL_SECONDS = 0.2
+LOCK_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ def fit_on_cluster(
         given = Given(config, resume, overwrite, report, journal.stat().st_mtime, journal)
         training = Training(address, num_workers, place, _in_process, given, say)
         held.callback(training.close)
-        told, interruption = held.enter_context(journal.open(encoding="utf-8")), held.enter_context(Interruption())
+        told, interruption = (
+            held.enter_context(journal.open(encoding="utf-8", errors="replace")),
+            held.enter_context(Interruption()),
+        )
         while not training.done():
             if interruption.noted:
                 training.stop()
@@ -92,13 +97,25 @@ def _tell(told: TextIO, quiet: bool) -> None:
 
 def _in_process(given: Given, again: bool, stopped: Callable[[], bool]) -> Fitted:
     """`fit` in one of the processes; of a run that was begun by this command and lost, the rest."""
-    facts = run_folder(given.config) / "environment.json"  # written when an old run has been replaced
+    folder = run_folder(given.config)
+    if again and rank() == 0:
+        _wait_until_free(folder)
+    facts = folder / "environment.json"  # written when an old run has been replaced
     is_new = facts.exists() and facts.stat().st_mtime >= given.begun
     overwrite = given.overwrite and not (again and is_new)
     threading.Thread(target=_watch, args=(stopped,), daemon=True).start()
     with given.journal.open("a", buffering=1, encoding="utf-8") as journal, redirect_stderr(journal):
         resume = given.resume or (again and not overwrite)
         return fit(given.config, resume=resume, overwrite=overwrite, report=given.report)
+
+
+def _wait_until_free(folder: Path) -> None:
+    """Wait for the lock of a process that was lost; a file server keeps it until it notices, for a minute or two."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while (folder / runs.RUN.marker).exists() and time.monotonic() < deadline:
+        with suppress(RunError), folders.held(folder, runs.RUN):
+            return
+        time.sleep(POLL_SECONDS)
 
 
 def _watch(stopped: Callable[[], bool]) -> None:

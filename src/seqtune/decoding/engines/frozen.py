@@ -54,11 +54,15 @@ class FrozenModel:
         self.__dict__.pop("_blocks", None)
 
     @contextmanager
-    def forward(self) -> Iterator[Forward]:
-        """The way to run the model; for a family's own forward, weights are laid out for as long as this lasts."""
+    def forward(self, *, decodes: bool = True) -> Iterator[Forward]:
+        """The way to run the model; for a family's own forward, weights are laid out for as long as this lasts.
+
+        Args:
+            decodes: `write` is called step by step by a `Decoder`, which on a GPU is done by graphs.
+        """
         if self._blocks is not None:
             described = Described(self.model, self._blocks)
-            yield Graphed(described) if self.model.device.type == "cuda" else described
+            yield Graphed(described) if decodes and self.model.device.type == "cuda" else described
             return
         with packed(self.model):
             yield Own(self.model)

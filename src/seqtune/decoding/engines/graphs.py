@@ -12,6 +12,7 @@ Shapes: B active rows, R rows of the graph, K beams, S slots that it sees, D wid
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -27,17 +28,28 @@ SLOTS = 64  # to a multiple of which what is seen is rounded up
 Capture = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], object], torch.Tensor]]
 
 
-def captured(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-    """A CUDA graph of a step."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries choose their kernels in a first call, which cannot be captured
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = step()
-    return graph.replay, result
+_one_at_a_time = threading.Lock()  # as torch asks
+
+
+class CudaGraphs:
+    """Captures steps, in memory that they share: the result of each is used before the next one is taken."""
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+
+    def __call__(self, step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        """The graph of a step."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries choose their kernels in a first call, which cannot be captured
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # other threads may load a model meanwhile
+        with _one_at_a_time, torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            result = step()
+        self.pool = graph.pool()
+        return graph.replay, result
 
 
 class _Step:
@@ -65,7 +77,7 @@ class _Step:
         """The step with these inputs [B, K, D]; what is returned is overwritten by the next one."""
         rows, width = len(ids_BK), seen.places_BS.size(1)
         self.ids_RK[:rows], self.flat_RK[:rows], self.flat_RK[rows:] = ids_BK, flat_BK, self.idle_RK[rows:]
-        self.place_R1[:rows], self.places_RS[:rows, :width] = seen.place_BK, seen.places_BS
+        self.place_R1[:rows], self.place_R1[rows:], self.places_RS[:rows, :width] = seen.place_BK, 0, seen.places_BS
         self.mask_R1KS.fill_(-math.inf)
         self.mask_R1KS[:rows, ..., :width] = seen.mask_B1KS
         self.mask_R1KS[rows:, ..., 0] = 0.0  # attention to nothing is undefined
@@ -82,7 +94,7 @@ class Graphed:
 
     Args:
         forward: is run.
-        capture: makes the graph of a step.
+        capture: makes the graph of a step; default: CUDA.
 
     Example:
         forward = Graphed(Described(model, blocks)) if model.device.type == "cuda" else Described(model, blocks)
@@ -90,8 +102,8 @@ class Graphed:
 
     takes_our_masks = True
 
-    def __init__(self, forward: Described, capture: Capture = captured):
-        self.forward, self.capture = forward, capture
+    def __init__(self, forward: Described, capture: Capture | None = None):
+        self.forward, self.capture = forward, capture or CudaGraphs()
         # a cache's graphs, for as long as its keys and values stay where they are
         self.steps: WeakKeyDictionary[SlotCache, tuple[ref[torch.Tensor], dict[Any, _Step]]] = WeakKeyDictionary()
 
@@ -104,10 +116,8 @@ class Graphed:
         return self.forward.read(ids_NT, cache)
 
     def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass) -> torch.Tensor:
-        """See `Forward.write`; trees of likelihoods, whose tokens stand at different places, go as they come."""
+        """See `Forward.write`; each row's tokens stand at one place."""
         slots = cache.cache
-        if seen.place_BK.size(1) != 1:
-            return self.forward.write(ids_BK, seen, cache)
         rows = min(slots.num_rows, 1 << (len(ids_BK) - 1).bit_length())
         shape = (rows, ids_BK.size(1), min(slots.num_slots, -(-cache.num_seen // SLOTS) * SLOTS))
         store, steps = self.steps.get(slots, (None, {}))

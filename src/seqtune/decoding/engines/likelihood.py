@@ -111,7 +111,7 @@ def likelihoods(frozen: FrozenModel, asked: Sequence[Asked], token_budget: int) 
     if not fits(frozen):
         yield from _one_by_one(frozen.model, asked)
         return
-    with frozen.forward() as forward:
+    with frozen.forward(decodes=False) as forward:
         reader = _Reader(frozen.model, forward, token_budget)
         alone = []
         for shared, members in groups([a.context for a in asked]):
