@@ -106,4 +106,5 @@ def mixture(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    mixture(Path(sys.argv[1])) if "mixture" in sys.argv[2:] else main(Path(sys.argv[1]))
+    write_all = mixture if "mixture" in sys.argv[2:] else main
+    write_all(Path(sys.argv[1]))

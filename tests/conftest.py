@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import tempfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -143,6 +145,14 @@ def pairs(num_rows: int) -> list[tuple[str, str]]:
     """A learnable task: numbers to words, all inputs different."""
     names = "zero one two three four five six seven eight nine".split()
     return [(str(n), " ".join(names[int(d)] for d in str(n))) for n in range(100, 100 + num_rows)]
+
+
+@pytest.fixture(scope="session")
+def inputs() -> tuple[list[np.ndarray], list[int]]:
+    """Prompts of very different lengths in a vocabulary of 300 tokens, and how many tokens each may get."""
+    draw = random.Random(1)
+    sources = [np.array([draw.randrange(3, 300) for _ in range(draw.choice([3, 9, 10, 60]))]) for _ in range(24)]
+    return sources, [draw.choice([1, 5, 12, 30]) for _ in sources]
 
 
 def write_csv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("input", "output")) -> Path:

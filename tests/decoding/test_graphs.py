@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import random
 
-import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -44,13 +42,6 @@ def described(family: str) -> Described:
     blocks = blocks_of(model)
     assert blocks is not None
     return Described(model, blocks)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    draw = random.Random(1)
-    sources = [np.array([draw.randrange(3, 300) for _ in range(draw.choice([3, 9, 10, 60]))]) for _ in range(24)]
-    return sources, [draw.choice([1, 5, 12, 30]) for _ in sources]
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])

@@ -26,13 +26,6 @@ def model():
     return made
 
 
-@pytest.fixture(scope="module")
-def inputs():
-    rng = random.Random(1)
-    sources = [np.array([rng.randrange(3, 300) for _ in range(rng.choice([3, 9, 10, 60]))]) for _ in range(24)]
-    return sources, [rng.choice([1, 5, 12, 30]) for _ in sources]
-
-
 @pytest.mark.parametrize("num_beams", [1, 4])
 @torch.inference_mode()
 def test_inputs_that_come_and_go_get_what_transformers_gives_them(model, inputs, num_beams):

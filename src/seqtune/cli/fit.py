@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,9 +57,7 @@ def fit(
 
     [bold]Example[/bold]: seqtune fit --data pairs.csv --input smiles --output iupac --out runs/names
     """
-    from seqtune import plugins
     from seqtune.config import Config, load_config
-    from seqtune.data.columns import with_columns
     from seqtune.models.location import check_there
 
     if print_schema:
@@ -76,24 +75,19 @@ def fit(
         return
     check_there(resolved.model)  # before torch is loaded
     main = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
-    table = resolved.data.path or ""
-    if main and (resolved.mixture or table.startswith("hf://") or Path(table).exists()):
-        # of several processes, none may end before all have met: the others would wait for it
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        resolved, notes = with_columns(resolved) if alone else (resolved, [])
-        print("\n".join([_opening(resolved), *notes]), file=sys.stderr, flush=True)
+    if main:
+        resolved = _introduced(resolved)
+    from seqtune import plugins
     from seqtune.procedures.fit import fit as procedure
     from seqtune.procedures.fit import run_folder
     from seqtune.runs import check_outside
 
     if overwrite:
         check_outside(run_folder(resolved), [config])
-    how = {"resume": resume, "overwrite": overwrite, "report": not as_json}
-    if ray is not None and num_workers is not None:
+    if ray is not None:
         on_cluster = plugins.load("seqtune.procedures.fit_on_cluster:fit_on_cluster", "fit --ray")
-        fitted = on_cluster(resolved, ray, num_workers, **how)
-    else:
-        fitted = procedure(resolved, **how)
+        procedure = partial(on_cluster, address=ray, num_workers=num_workers)
+    fitted = procedure(resolved, resume=resume, overwrite=overwrite, report=not as_json)
     if not main:
         return
     if as_json:
@@ -102,6 +96,19 @@ def fit(
     if verbose and fitted.metrics:
         print_metrics(fitted.metrics, f"{fitted.metrics['num_items']} held-out rows")
     _tell(fitted.folder)
+
+
+def _introduced(config: Config) -> Config:
+    """Say what is about to be done; the configuration with the columns that were found."""
+    from seqtune.data.columns import with_columns
+
+    table, notes = config.data.path or "", []
+    if config.mixture or table.startswith("hf://") or Path(table).exists():
+        # of several processes, none may end before all have met: the others would wait for it
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            config, notes = with_columns(config)
+        print("\n".join([_opening(config), *notes]), file=sys.stderr, flush=True)
+    return config
 
 
 def _opening(config: Config) -> str:

@@ -96,11 +96,7 @@ class Training:
                 scaling_config=ScalingConfig(
                     num_workers=width, use_gpu=gpus > 0, resources_per_worker={"CPU": cpus, "GPU": gpus}
                 ),
-                run_config=RunConfig(
-                    name=f"ray-{losses}",
-                    storage_path=str(self.folder),
-                    failure_config=AT_ONCE,
-                ),
+                run_config=RunConfig(name=f"ray-{losses}", storage_path=str(self.folder), failure_config=AT_ONCE),
             )
             try:
                 result, said = trainer.fit().return_value, ""

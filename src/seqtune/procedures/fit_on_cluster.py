@@ -76,10 +76,8 @@ def fit_on_cluster(
         given = Given(config, resume, overwrite, report, journal.stat().st_mtime, journal)
         training = Training(address, num_workers, place, _in_process, given, say)
         held.callback(training.close)
-        told, interruption = (
-            held.enter_context(journal.open(encoding="utf-8", errors="replace")),
-            held.enter_context(Interruption()),
-        )
+        told = held.enter_context(journal.open(encoding="utf-8", errors="replace"))
+        interruption = held.enter_context(Interruption())
         while not training.done():
             if interruption.noted:
                 training.stop()

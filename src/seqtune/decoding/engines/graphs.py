@@ -27,7 +27,6 @@ SLOTS = 64  # to a multiple of which what is seen is rounded up
 # what a step computes -> how it is done again, and where its result then lies
 Capture = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], object], torch.Tensor]]
 
-
 _one_at_a_time = threading.Lock()  # as torch asks
 
 
