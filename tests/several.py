@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -10,9 +12,12 @@ from pathlib import Path
 
 
 def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+    """One that nothing else is likely to take meanwhile: systems hand out ports from 32768 on, and Ray those from 10002 to 19999."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def start(width: int, command: list[str], folder: Path) -> list[subprocess.Popen[str]]:
