@@ -72,8 +72,9 @@ def _write(place: Path, parts: dict[tuple[str, str], polars.DataFrame]) -> None:
     (place / "README.md").write_text(f"---\nconfigs:\n{card}---\n", encoding="utf-8")
 
 
-def compare(name: str, data: Path, tasks: list[str], shots: int | None, limit: int) -> dict[str, Any]:
-    """The same items through both."""
+def compare(name: str, data: Path, tasks: list[str], shots: int | None, limit: int, rows: int) -> dict[str, Any]:
+    """The same items through both, task by task in turn, so that a processor that is slower for a while is so for both."""
+    from lm_eval.api.model import LM
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -82,41 +83,60 @@ def compare(name: str, data: Path, tasks: list[str], shots: int | None, limit: i
     from seqtune.sections import ModelConfig
 
     source = ModelConfig(name=name)
-    makers: dict[str, Any] = {
-        "seqtune": lambda: SeqtuneLM(name),
-        "hf": lambda: HFLM(loading.load_model(source, seed=0).eval(), tokenizer=loading.load_tokenizer(source), batch_size=8),
+    network = loading.load_model(source, seed=0).eval()
+    models: dict[str, Any] = {
+        "seqtune": SeqtuneLM(name),
+        "hf": HFLM(network, tokenizer=loading.load_tokenizer(source), batch_size=rows),
     }
-    found, seconds, scores = {}, {}, {}
-    for kind, make_model in makers.items():
-        model = make_model()
-        answering, spent = model.loglikelihood, [0.0]
+    seconds = dict.fromkeys(models, 0.0)
+    answers: dict[str, dict[tuple[str, ...], Any]] = {kind: {} for kind in models}
 
-        def timed(*given: Any, answering: Any = answering, spent: list[float] = spent, **more: Any) -> Any:
-            started = time.perf_counter()
-            answers = answering(*given, **more)
-            spent[0] += time.perf_counter() - started
-            return answers
+    class Asking(LM):  # type: ignore[misc]
+        """Asks both, or what was asked before; answers with what one of them said."""
 
-        model.loglikelihood = timed
+        def __init__(self, kind: str):
+            super().__init__()
+            self.kind = kind
+
+        def loglikelihood(self, requests: list[Any]) -> list[Any]:
+            for task in {request.task_name: None for request in requests if request.args not in answers[self.kind]}:
+                own = [request for request in requests if request.task_name == task]
+                for kind, model in models.items():
+                    started = time.perf_counter()
+                    found = model.loglikelihood(own)
+                    seconds[kind] += time.perf_counter() - started
+                    answers[kind] |= {request.args: answer for request, answer in zip(own, found, strict=True)}
+            return [answers[self.kind][request.args] for request in requests]
+
+        loglikelihood_rolling = generate_until = None
+
+    reports: dict[str, Any] = {}
+    for kind in models:
         with contextlib.chdir(data):
-            report: Any = simple_evaluate(model, tasks=tasks, num_fewshot=shots, limit=limit, bootstrap_iters=0)
-        seconds[kind] = round(spent[0], 1)
-        found[kind] = {
-            (task, sample["doc_id"]): [float(answer[0][0]) for answer in sample["resps"]]
-            for task, samples in report["samples"].items()
-            for sample in samples
-        }
-        scores[kind] = {task: values["acc,none"] for task, values in report["results"].items() if "acc,none" in values}
-    pairs = [(ours, found["hf"][item]) for item, ours in found["seqtune"].items()]
+            reports[kind] = simple_evaluate(Asking(kind), tasks=tasks, num_fewshot=shots, limit=limit, bootstrap_iters=0)
+    found = {
+        kind: [
+            [float(answer[0][0]) for answer in sample["resps"]]
+            for _, samples in sorted(report["samples"].items())
+            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+        ]
+        for kind, report in reports.items()
+    }
+    pairs = list(zip(found["seqtune"], found["hf"], strict=True))
+    scores = {kind: report["results"] for kind, report in reports.items()}
     return {
         "items": len(pairs),
-        "seconds": seconds,
+        "seconds": {kind: round(spent, 1) for kind, spent in seconds.items()},
         "times as fast": round(seconds["hf"] / seconds["seqtune"], 2),
         "largest difference of a log-likelihood": max(
             abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)
         ),
         "same choice": sum(ours.index(max(ours)) == theirs.index(max(theirs)) for ours, theirs in pairs) / len(pairs),
-        "scores": {task: [score, scores["hf"][task]] for task, score in scores["seqtune"].items() if task in tasks},
+        "scores": {
+            task: [scores[kind][task]["acc,none"] for kind in models]
+            for task in tasks
+            if "acc,none" in scores["hf"].get(task, {})
+        },
     }
 
 
@@ -132,8 +152,10 @@ if __name__ == "__main__":
     comparing.add_argument("--tasks", required=True)
     comparing.add_argument("--num-fewshot", type=int)
     comparing.add_argument("--limit", type=int, required=True)
+    comparing.add_argument("--rows", type=int, default=8, help="batch size of hf")
     options = parser.parse_args()
     if options.verb == "make":
         make(options.out, options.folder)
     else:
-        print(json.dumps(compare(options.model, options.data, options.tasks.split(","), options.num_fewshot, options.limit)))
+        tasks = options.tasks.split(",")
+        print(json.dumps(compare(options.model, options.data, tasks, options.num_fewshot, options.limit, options.rows)))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from seqtune.decoding.engines import likelihood
 from seqtune.decoding.engines.frozen import FrozenModel
-from seqtune.decoding.engines.likelihood import Asked, Tree, groups, likelihoods
+from seqtune.decoding.engines.likelihood import BATCH_COSTS, Asked, Tree, cheapest_batches, groups, likelihoods
 
 END = 2
 ANSWERS = [[7, 8, 9, END], [7, 8, END], [7, END], [11, 12, END], [13, END]]  # one begins like another, one is inside another
@@ -110,3 +113,26 @@ def test_the_tree_holds_common_beginnings_once():
     seen = tree.sees().astype(int).tolist()
     assert seen[2] == [1, 1, 1, 0, 0, 0]  # 9 sees 7 and 8
     assert seen[4] == [0, 0, 0, 1, 1, 0]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(0, 40), st.integers(20, 300))
+def test_no_other_way_to_cut_rows_into_batches_reads_fewer_tokens(lengths, shared, budget):
+    def cost(batches):
+        return sum(len(batch) * max(lengths[i] for i in batch) + BATCH_COSTS for batch in batches)
+
+    def allowed(batches):
+        return all(len(batch) == 1 or len(batch) * (shared + max(lengths[i] for i in batch)) <= budget for batch in batches)
+
+    found = cheapest_batches(lengths, shared, budget)
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    assert allowed(found)
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    cuts = (
+        [order[a:b] for a, b in pairwise([0, *places, len(order)])]
+        for number in range(len(order))
+        for places in combinations(range(1, len(order)), number)
+    )
+    assert cost(found) == min(cost(batches) for batches in cuts if allowed(batches))
+    assert [max(lengths[i] for i in batch) for batch in found] == sorted(
+        (max(lengths[i] for i in b) for b in found), reverse=True
+    )

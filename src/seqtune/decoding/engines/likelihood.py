@@ -23,11 +23,11 @@ from seqtune.decoding.engines.exactness import fits
 from seqtune.decoding.engines.forwards import Forward, Seen
 from seqtune.decoding.engines.frozen import FrozenModel
 from seqtune.decoding.engines.slot_cache import SlotCache
-from seqtune.tokens.batching import by_length
 
 LOGITS = 2**25  # numbers of the output layer held at once
 WORTH_SHARING = 32  # tokens that contexts have in common
 LIKE_FIRST = 0.9  # of what the first two of a group share, all of it must
+BATCH_COSTS = 32  # tokens that could be read in the time that another batch takes beside its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def likelihoods(frozen: FrozenModel, asked: Sequence[Asked], token_budget: int) 
                 yield from reader.after_common(asked, members, shared)
             else:
                 alone += members
-        for batch in by_length([len(asked[i].context) + len(asked[i].tree.tokens) for i in alone], token_budget):
+        for batch in cheapest_batches([len(asked[i].context) + len(asked[i].tree.tokens) for i in alone], 0, token_budget):
             yield from reader.after_own(asked, [alone[i] for i in batch])
 
 
@@ -144,6 +144,32 @@ def groups(contexts: Sequence[np.ndarray]) -> list[tuple[int, list[int]]]:
     return found
 
 
+def cheapest_batches(lengths: Sequence[int], shared: int, token_budget: int) -> list[np.ndarray]:
+    """Rows of like lengths together, so that the fewest tokens are read, padding and what a batch costs by itself included.
+
+    Args:
+        lengths: tokens of each row that are read.
+        shared: tokens before those that lie in the cache.
+        token_budget: of a batch, both counted; a longer row is a batch of its own.
+
+    Returns:
+        Indices of each batch, the longest rows first.
+    """
+    order = np.argsort(np.asarray(lengths, dtype=int), kind="stable")
+    ascending = [lengths[i] for i in order]
+    least, starts = [0], [0]  # the cost of the first n rows, and where the last of their batches starts
+    for end, longest in enumerate(ascending, start=1):
+        first = max(0, end - max(1, token_budget // (shared + longest)))
+        costs = [least[start] + (end - start) * longest + BATCH_COSTS for start in range(first, end)]
+        least.append(min(costs))
+        starts.append(first + costs.index(least[-1]))
+    found, end = [], len(order)
+    while end:
+        found.append(order[starts[end] : end])
+        end = starts[end]
+    return found
+
+
 def _common(first: np.ndarray, second: np.ndarray) -> int:
     length = min(len(first), len(second))
     differs = first[:length] != second[:length]
@@ -161,11 +187,11 @@ class _Reader:
     ) -> Iterator[tuple[int, list[Likelihood]]]:
         """Contexts that share their first tokens."""
         rests = [len(asked[i].context) - shared + len(asked[i].tree.tokens) for i in members]
-        batches = by_length([shared + rest for rest in rests], self.token_budget)
-        cache = SlotCache(max(map(len, batches)), shared + max(rests))
+        cut = cheapest_batches(rests, shared, self.token_budget)
+        cache = SlotCache(max(map(len, cut)), shared + max(rests))
         self.forward.read(self._ids([asked[members[0]].context[:shared]]), cache.reading(first_row=0))
         cache.spread(shared)
-        for batch in batches:
+        for batch in cut:
             rows = [asked[members[i]] for i in batch]
             yield from zip((members[i] for i in batch), self._rest(rows, [shared] * len(rows), cache), strict=True)
 
