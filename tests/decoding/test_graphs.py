@@ -78,7 +78,7 @@ def test_a_step_reads_nothing_back(inputs):
         cache = SlotCache(4, 2 * SLOTS)
         rows, beams = 3, 2
         for width in (40, SLOTS + 1):
-            forward.read(torch.zeros(4, 8, dtype=torch.long), cache.reading(first_row=0))
+            forward.read(torch.zeros(4, 8, dtype=torch.long), cache.reading(first_row=0), torch.arange(2))
             zeros = torch.zeros(rows, beams, dtype=torch.long)
             seen = Seen(torch.zeros(rows, 1, beams, width), torch.zeros(rows, width, dtype=torch.long), zeros[:, :1])
             graphed = Graphed(forward, lambda step: (lambda: None, step()))
@@ -91,7 +91,7 @@ def test_a_step_reads_nothing_back(inputs):
 def test_graphs_go_with_their_cache():
     forward, cache = described("llama"), SlotCache(2, SLOTS)
     graphed = Graphed(forward, lambda step: (lambda: None, step()))
-    forward.read(torch.zeros(2, 8, dtype=torch.long), cache.reading(first_row=0))
+    forward.read(torch.zeros(2, 8, dtype=torch.long), cache.reading(first_row=0), torch.arange(2))
 
     def take(cache: SlotCache, width: int) -> list[tuple[int, int, int]]:
         zeros = torch.zeros(2, 1, dtype=torch.long)

@@ -80,13 +80,13 @@ def test_what_contexts_have_in_common_is_read_once(llama_folder, monkeypatch):
         def __init__(self, inner):
             self.inner, self.head = inner, inner.head
 
-        def read(self, ids, cache):
+        def read(self, ids, cache, wanted):
             lengths.append(ids.numel())
-            return self.inner.read(ids, cache)
+            return self.inner.read(ids, cache, wanted)
 
-        def write(self, ids, seen, cache):
+        def write(self, ids, seen, cache, wanted):
             lengths.append(ids.numel())
-            return self.inner.write(ids, seen, cache)
+            return self.inner.write(ids, seen, cache, wanted)
 
     @contextmanager
     def counted(frozen, **asked):

@@ -132,14 +132,22 @@ class Blocks:
             getattr(attention, "attention_type", "global") == "local",
         )
 
-    def __call__(self, ids_BQ: torch.Tensor, positions_BQ: torch.Tensor, masks: Masks, store: KeysAndValues) -> torch.Tensor:
-        """What the output layer reads at the tokens `ids_BQ` [B, Q, D].
+    def __call__(
+        self,
+        ids_BQ: torch.Tensor,
+        positions_BQ: torch.Tensor,
+        masks: Masks,
+        store: KeysAndValues,
+        wanted_M: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the output layer reads at the tokens `ids_BQ` [B, Q, D], or at some of them [M, D].
 
         Args:
             ids_BQ: tokens.
             positions_BQ: where they stand in their texts, within what was reached.
             masks: what they may look at.
             store: keys and values of this pass go there; attention sees what it gives back.
+            wanted_M: numbers of those tokens among all B * Q, row by row; the others only leave their keys and values.
         """
         if self.prompt is not None and self.prompt.is_prefix:
             store.prefix = self.prompt.keys_and_values()
@@ -153,19 +161,29 @@ class Blocks:
         angles_BQ1W = None if self.rotary is None else self._angles(positions_BQ)
         x_ND = x_BQD.flatten(0, 1)
         for number, layer in enumerate(self.layers):
-            x_ND = self._through(layer, x_ND, partial(self._attend, layer, number, ids_BQ.shape, angles_BQ1W, masks, store))
+            attend = partial(self._attend, layer, number, ids_BQ.shape, angles_BQ1W, masks, store)
+            x_ND = self._through(layer, x_ND, attend, wanted_M if number + 1 == len(self.layers) else None)
         if self.final_norm is not None:
             x_ND = self.final_norm(x_ND)
         if self.project_out is not None:
             x_ND = self.project_out(x_ND)
-        return x_ND.unflatten(0, ids_BQ.shape)
+        return x_ND.unflatten(0, ids_BQ.shape) if wanted_M is None else x_ND
 
-    def _through(self, layer: Layer, x_ND: torch.Tensor, attend: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def _through(
+        self,
+        layer: Layer,
+        x_ND: torch.Tensor,
+        attend: Callable[[torch.Tensor], torch.Tensor],
+        wanted_M: torch.Tensor | None,
+    ) -> torch.Tensor:
         """One layer: norms before attention and feed-forward network, or behind them; the two in turn, or side by side."""
+        found_ND = attend(layer.attention_norm(x_ND) if self.norm_first else x_ND)
+        if wanted_M is not None:
+            found_ND, x_ND = found_ND[wanted_M], x_ND[wanted_M]
         if not self.norm_first:
-            x_ND = layer.attention_norm(layer.out(attend(x_ND), plus=x_ND))
+            x_ND = layer.attention_norm(layer.out(found_ND, plus=x_ND))
             return layer.feed_forward_norm(self._feed_forward(layer, x_ND, x_ND))
-        after_ND = layer.out(attend(layer.attention_norm(x_ND)), plus=x_ND)
+        after_ND = layer.out(found_ND, plus=x_ND)
         read_ND = x_ND if self.parallel else after_ND
         return self._feed_forward(layer, layer.feed_forward_norm(read_ND), after_ND)
 

@@ -169,8 +169,9 @@ class Decoder:
         beams = Beams.empty(limits, self.config.num_beams, num_steps, device)
         new = Rows.after_prompts(names, lengths, beams, self.cache.num_slots, self.model.dtype)
 
-        hidden_NTD = self.forward.read(torch.from_numpy(ids_NT).to(device), self.cache.reading(first_row=len(self.rows)))
-        hidden_ND = hidden_NTD[torch.arange(len(prompts), device=device), new.prompts_B - 1]
+        ends_N = torch.arange(len(prompts), device=device) * ids_NT.shape[1] + new.prompts_B - 1
+        into = self.cache.reading(first_row=len(self.rows))
+        hidden_ND = self.forward.read(torch.from_numpy(ids_NT).to(device), into, ends_N)
         _, done_N = new.beams.advance(self.forward.head(hidden_ND)[:, None], self.end, self.config.length_penalty)
 
         done_B = torch.cat([done_N.new_zeros(len(self.rows)), done_N])

@@ -49,12 +49,12 @@ class Forward(Protocol):
         """Logits [N, V]."""
         ...
 
-    def read(self, ids_NT: torch.Tensor, cache: PromptPass) -> torch.Tensor:
-        """Last hidden states of prompts [N, T, D]; each token sees those before it."""
+    def read(self, ids_NT: torch.Tensor, cache: PromptPass, wanted_M: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [M, D] of some tokens of prompts, numbered row by row; each token sees those before it."""
         ...
 
-    def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass) -> torch.Tensor:
-        """Last hidden states of the newest tokens [B, K, D]."""
+    def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass, wanted_M: torch.Tensor | None = None) -> torch.Tensor:
+        """Last hidden states of the newest tokens [B, K, D], or of some of them [M, D]."""
         ...
 
 
@@ -70,7 +70,7 @@ class Described:
         """See `Forward.head`."""
         return self.blocks.head(hidden_ND)
 
-    def read(self, ids_NT: torch.Tensor, cache: PromptPass) -> torch.Tensor:
+    def read(self, ids_NT: torch.Tensor, cache: PromptPass, wanted_M: torch.Tensor) -> torch.Tensor:
         """See `Forward.read`."""
         size = None if self.window is None else self.window.size
         masks = self.blocks.prompt_masks(ids_NT.size(1), size)
@@ -78,16 +78,16 @@ class Described:
             masks = Masks(masks.local, None)
         positions_NT = torch.arange(ids_NT.size(1), device=ids_NT.device).expand(len(ids_NT), -1)
         self.blocks.reach(ids_NT.size(1))
-        return self.blocks(ids_NT, positions_NT, masks, cache)
+        return self.blocks(ids_NT, positions_NT, masks, cache, wanted_M)
 
-    def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass) -> torch.Tensor:
+    def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass, wanted_M: torch.Tensor | None = None) -> torch.Tensor:
         """See `Forward.write`."""
         everywhere, local = self.blocks.with_slopes(seen.mask_B1KS, seen.places_BS), None
         if self.window is not None:
             near = seen.within(self.window.size)
             everywhere, local = (near, None) if self.window.in_all_layers else (everywhere, near)
         self.blocks.reach(cache.cache.num_slots)  # a place is never larger than the token's slot
-        return self.blocks(ids_BK, seen.place_BK.expand_as(ids_BK), Masks(everywhere, local), cache)
+        return self.blocks(ids_BK, seen.place_BK.expand_as(ids_BK), Masks(everywhere, local), cache, wanted_M)
 
 
 class Own:
@@ -99,15 +99,16 @@ class Own:
         takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.takes_our_masks = takes_positions and (self.window is None or self.window.in_all_layers)
 
-    def read(self, ids_NT: torch.Tensor, cache: PromptPass) -> torch.Tensor:
+    def read(self, ids_NT: torch.Tensor, cache: PromptPass, wanted_M: torch.Tensor) -> torch.Tensor:
         """See `Forward.read`."""
         positions_NT = torch.arange(ids_NT.size(1), device=ids_NT.device).expand(len(ids_NT), -1)
-        return self._run(ids_NT, positions_NT, None, cache)
+        return self._run(ids_NT, positions_NT, None, cache).flatten(0, 1)[wanted_M]
 
-    def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass) -> torch.Tensor:
+    def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass, wanted_M: torch.Tensor | None = None) -> torch.Tensor:
         """See `Forward.write`."""
         mask_B1KS = seen.mask_B1KS if self.window is None else seen.within(self.window.size)
-        return self._run(ids_BK, seen.place_BK.expand_as(ids_BK), mask_B1KS, cache)
+        hidden_BKD = self._run(ids_BK, seen.place_BK.expand_as(ids_BK), mask_B1KS, cache)
+        return hidden_BKD if wanted_M is None else hidden_BKD.flatten(0, 1)[wanted_M]
 
     def head(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """See `Forward.head`."""

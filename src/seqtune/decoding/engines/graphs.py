@@ -110,12 +110,13 @@ class Graphed:
         """See `Forward.head`."""
         return self.forward.head(hidden_ND)
 
-    def read(self, ids_NT: torch.Tensor, cache: PromptPass) -> torch.Tensor:
+    def read(self, ids_NT: torch.Tensor, cache: PromptPass, wanted_M: torch.Tensor) -> torch.Tensor:
         """See `Forward.read`."""
-        return self.forward.read(ids_NT, cache)
+        return self.forward.read(ids_NT, cache, wanted_M)
 
-    def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass) -> torch.Tensor:
-        """See `Forward.write`; each row's tokens stand at one place."""
+    def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass, wanted_M: torch.Tensor | None = None) -> torch.Tensor:
+        """See `Forward.write`; each row's tokens stand at one place, and all are wanted."""
+        assert wanted_M is None
         slots = cache.cache
         rows = min(slots.num_rows, 1 << (len(ids_BK) - 1).bit_length())
         shape = (rows, ids_BK.size(1), min(slots.num_slots, -(-cache.num_seen // SLOTS) * SLOTS))

@@ -5,7 +5,8 @@ alike are grouped: their common beginning is read in one row, whose keys and val
 second forward goes through what is left of each context and through all its continuations at once, as a tree, in which those
 that begin alike share their tokens; each token sees the context and the tokens above it.
 
-Shapes: B rows, P tokens of the beginning, Q tokens after it, S = P + Q slots, E edges of trees, D width, V vocabulary.
+Shapes: B rows, P tokens of the beginning, Q tokens after it, S = P + Q slots, M nodes of trees, E edges, D width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ class _Reader:
         rests = [len(asked[i].context) - shared + len(asked[i].tree.tokens) for i in members]
         cut = cheapest_batches(rests, shared, self.token_budget)
         cache = SlotCache(max(map(len, cut)), shared + max(rests))
-        self.forward.read(self._ids([asked[members[0]].context[:shared]]), cache.reading(first_row=0))
+        self._begin([asked[members[0]].context[:shared]], cache)
         cache.spread(shared)
         for batch in cut:
             rows = [asked[members[i]] for i in batch]
@@ -201,9 +202,13 @@ class _Reader:
         begun = [len(row.context) - 1 for row in rows]
         cache = SlotCache(len(rows), max(begun) + 1 + max(len(row.tree.tokens) for row in rows))
         if max(begun):
-            contexts = [row.context[: max(1, length)] for row, length in zip(rows, begun, strict=True)]
-            self.forward.read(self._ids(contexts), cache.reading(first_row=0))
+            self._begin([row.context[: max(1, length)] for row, length in zip(rows, begun, strict=True)], cache)
         yield from zip(batch, self._rest(rows, begun, cache), strict=True)
+
+    def _begin(self, contexts: Sequence[np.ndarray], cache: SlotCache) -> None:
+        """Read the beginnings of the first rows, for their keys and values alone."""
+        nothing = torch.empty(0, dtype=torch.long, device=self.model.device)
+        self.forward.read(self._ids(contexts), cache.reading(first_row=0), nothing)
 
     def _ids(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
         """Padded token ids [B, T]."""
@@ -231,34 +236,31 @@ class _Reader:
         mask_B1QS = torch.zeros(sees_BQS.shape, dtype=self.model.dtype, device=device)
         mask_B1QS = mask_B1QS.masked_fill_(torch.from_numpy(~sees_BQS).to(device), -math.inf)[:, None]
         slots_BQ = torch.arange(longest, longest + width, device=device).expand(len(rows), -1)
-        hidden_BQD = self.forward.write(
-            self._ids(rests), Seen(mask_B1QS, places, places[:, longest:]), cache.generating(slots_BQ, longest + width)
-        )
-        return self._weigh(rows, begun, hidden_BQD)
-
-    def _weigh(self, rows: Sequence[Asked], begun: Sequence[int], hidden_BQD: torch.Tensor) -> list[list[Likelihood]]:
-        """Follow the edges of every row's tree."""
-        edges = [  # row, place of the node among the row's tokens, token that follows it
-            (number, len(row.context) - b - 1 + node, token)
+        edges = [  # number of the node among all tokens of the rows, token that follows it
+            (number * width + len(row.context) - b - 1 + node, token)
             for number, (row, b) in enumerate(zip(rows, begun, strict=True))
             for continuation in row.tree.edges
             for node, token in continuation
         ]
-        row_E, place_E, token_E = torch.tensor(edges, device=hidden_BQD.device).T
-        hidden_ED = hidden_BQD[row_E, place_E]
-        at_a_time = max(1, LOGITS // self.model.config.get_text_config().vocab_size)
-        found = [
-            _chosen(self.forward.head(hidden), tokens)
-            for hidden, tokens in zip(hidden_ED.split(at_a_time), token_E.split(at_a_time), strict=True)
-        ]
-        scores, greedy = (iter(torch.cat(part).tolist()) for part in zip(*found, strict=True))
+        node_E, token_E = torch.tensor(edges, device=device).T
+        wanted_M, at_E = node_E.unique(return_inverse=True)
+        seen = Seen(mask_B1QS, places, places[:, longest:])
+        hidden_MD = self.forward.write(self._ids(rests), seen, cache.generating(slots_BQ, longest + width), wanted_M)
+        scores_E, greedy_E = self._weigh(hidden_MD, at_E, token_E)
+        scores, greedy = iter(scores_E.tolist()), iter(greedy_E.tolist())
         return [[_of(ids, scores, greedy) for ids in row.tree.edges] for row in rows]
 
-
-def _chosen(logits_NV: torch.Tensor, tokens_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probability of a token in each row [N], and whether it is the likeliest [N]."""
-    log_probs_NV = logits_NV.float().log_softmax(-1)
-    return log_probs_NV.gather(1, tokens_N[:, None])[:, 0], log_probs_NV.argmax(-1) == tokens_N
+    def _weigh(self, hidden_MD: torch.Tensor, at_E: torch.Tensor, token_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The log-probability of each edge's token at its node [E], and whether it is the likeliest there [E]."""
+        scores_E = torch.empty(len(at_E), device=at_E.device)
+        greedy_E = torch.empty_like(at_E, dtype=torch.bool)
+        at_a_time = max(1, LOGITS // self.model.config.get_text_config().vocab_size)
+        for first, hidden in zip(range(0, len(hidden_MD), at_a_time), hidden_MD.split(at_a_time), strict=True):
+            log_probs = self.forward.head(hidden).float().log_softmax(-1)
+            here_E = (at_E >= first) & (at_E < first + len(hidden))
+            at, tokens = at_E[here_E] - first, token_E[here_E]
+            scores_E[here_E], greedy_E[here_E] = log_probs[at, tokens], log_probs.argmax(-1)[at] == tokens
+        return scores_E, greedy_E
 
 
 def _of(edges: Sequence[Any], scores: Iterator[float], greedy: Iterator[bool]) -> Likelihood:
@@ -273,7 +275,8 @@ def _one_by_one(model: Any, asked: Sequence[Asked]) -> Iterator[tuple[int, list[
         found = []
         for edges in row.tree.edges:
             ids = [*row.context.tolist(), *(token for _, token in edges[:-1])]
-            logits_TV = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -len(edges) :]
-            scores_N, greedy_N = _chosen(logits_TV, torch.tensor([token for _, token in edges], device=model.device))
-            found.append(_of(edges, iter(scores_N.tolist()), iter(greedy_N.tolist())))
+            logits_NV = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -len(edges) :]
+            tokens_N = torch.tensor([token for _, token in edges], device=model.device)
+            scores_N = logits_NV.float().log_softmax(-1).gather(1, tokens_N[:, None])[:, 0]
+            found.append(_of(edges, iter(scores_N.tolist()), iter((logits_NV.argmax(-1) == tokens_N).tolist())))
         yield index, found
