@@ -92,7 +92,9 @@ def model_of(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
 
 
-def take_step(model: PreTrainedModel, rows: int, length: int, share: float, dtype: torch.dtype) -> Step:
+def take_step(
+    model: PreTrainedModel, rows: int, length: int, share: float, dtype: torch.dtype, *, on_cpu: bool = False
+) -> Step:
     """One step on a batch of `rows` x `length` tokens, a share of which carries loss.
 
     Args:
@@ -101,10 +103,12 @@ def take_step(model: PreTrainedModel, rows: int, length: int, share: float, dtyp
         length: tokens of a row.
         share: of the tokens that carry loss.
         dtype: of the products.
+        on_cpu: as training there goes, past the family's modules where it is whole in each process.
     """
     loss = losses.TargetLoss.__new__(losses.TargetLoss)  # whose constructor would look at values
     torch.nn.Module.__init__(loss)
     loss.model, loss.backbone_is_exact = model, True
+    loss.blocks = losses.blocks_to_train(model) if on_cpu else None
     model.train()
     ids, positions = torch.zeros(rows, length, dtype=torch.int64), torch.arange(max(1, round(share * rows * length)))
     batch = Batch(ids, positions, torch.zeros_like(positions), rows * length)
@@ -207,7 +211,8 @@ def main() -> None:
         if asked.checkpointing:
             model.gradient_checkpointing_enable()
         dtype = torch.bfloat16 if asked.precision == "bf16" else torch.float32
-        step = take_step(model, asked.rows, asked.length, asked.loss_share, dtype)
+        on_cpu = asked.cpu and (asked.parallel == "ddp" or asked.processes == 1)
+        step = take_step(model, asked.rows, asked.length, asked.loss_share, dtype, on_cpu=on_cpu)
         found = memory(model, step, asked.processes, asked.parallel)
         plan: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
         plan["GiB of each process"] = {name: round(size / 2**30, 2) for name, size in found.items()}

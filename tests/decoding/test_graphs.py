@@ -41,7 +41,7 @@ def described(family: str) -> Described:
     model = build_model(family, 300).eval()
     blocks = blocks_of(model)
     assert blocks is not None
-    return Described(model, blocks)
+    return Described(blocks)
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])

@@ -35,7 +35,7 @@ SIZES = {
 def plan(family: str, rows: int, length: int, share: float = 0.5, processes: int = 1, parallel: str = "ddp", size: str = ""):
     with FakeTensorMode():
         model = planning.model_of(family, SIZES[size or family])
-        step = planning.take_step(model, rows, length, share, torch.float32)
+        step = planning.take_step(model, rows, length, share, torch.float32, on_cpu=parallel == "ddp")
         return model, step, planning.memory(model, step, processes, parallel)
 
 

@@ -1,6 +1,6 @@
 """Our own attention, where that of transformers is slow: short rows in bf16, GPT-Neo, shared heads of keys while decoding.
 
-Shapes: B rows, H heads, Q queries, K keys, D head width.
+Shapes: B rows, H heads, G heads of keys, Q queries, K keys, D head width.
 """
 
 from __future__ import annotations
@@ -49,17 +49,20 @@ def attend(
 
     Args:
         query: [B, H, Q, D].
-        key: [B, H, K, D].
-        value: [B, H, K, D].
+        key: [B, G, K, D]; G heads, each shared by as many of the H.
+        value: [B, G, K, D].
         mask: true, or 0, where a query may look; bool or added to the scores; `None` for everything.
         dropout: share of the weights dropped.
         causal: no query looks at a later key; needs `mask` to be `None`.
         scale: of the scores; default D^-0.5.
     """
+    groups = query.size(1) // key.size(1)
     if not _trains_short_rows(query, key):
         return functional.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scale
+            query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=groups > 1
         )
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if mask is None:
         mask = query.new_zeros(query.size(-2), key.size(-2))
         mask = mask.fill_(-math.inf).triu_(1) if causal else mask
@@ -101,8 +104,6 @@ def _attention(  # noqa: PLR0913, PLR0917 - the signature that models call
         return grouped(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
     if not _trains_short_rows(query, key):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     causal = (
         attention_mask is None
         and query.size(2) > 1

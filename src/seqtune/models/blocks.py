@@ -20,11 +20,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from seqtune.models.attention import grouped
-from seqtune.models.families import FAMILIES
+from seqtune.models.attention import attend, grouped
+from seqtune.models.families import FAMILIES, local_window
+from seqtune.models.fused import rms_norm, turn
 from seqtune.models.packed import has_room, is_hooked
 from seqtune.models.products import Product
-from seqtune.models.soft_prompts import soft_prompt
+from seqtune.models.soft_prompts import put_prefix, soft_prompt
 
 # Settings that change a family's arithmetic in ways that the description does not have; a model with another value is not read.
 PLAIN = {
@@ -79,18 +80,31 @@ class KeysAndValues(Protocol):
         ...
 
 
+class InPassing:
+    """Keys and values of a pass after which there is no other, as in training."""
+
+    prefix: torch.Tensor | None = None
+
+    def put(self, layer: int, new_BQ2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `KeysAndValues.put`; nothing is stored."""
+        key_BQGW, value_BQGW = new_BQ2GW.unbind(2)
+        key, value = key_BQGW.transpose(1, 2), value_BQGW.transpose(1, 2)
+        return (key, value) if self.prefix is None else put_prefix(self.prefix, key, value, layer)
+
+
 class Blocks:
-    """A model's forward pass without its output layer, for decoding: no dropout, no gradients; see `blocks_of`.
+    """A model's forward pass without its output layer and without dropout; see `blocks_of`.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, or to be trained.
+        trains: weights are read at every pass, and get gradients; else they are what they were when this was made.
     """
 
-    def __init__(self, model: Any):
-        config = model.config
+    def __init__(self, model: Any, *, trains: bool = False):
+        self.config = config = model.config
         self.family = family = FAMILIES[config.model_type]
         backbone = getattr(model, model.base_model_prefix)
-        self.packs = has_room(model)
+        self.product = partial(Product, packs=not trains and has_room(model), trains=trains)
         self.tokens = backbone.get_submodule(family.tokens)
         self.places = backbone.get_submodule(family.places) if family.places else None
         decoder: Any = getattr(backbone, "decoder", backbone)
@@ -98,7 +112,7 @@ class Blocks:
         self.project_out = self._product_or_none(getattr(decoder, "project_out", None))
         self.embedding_norm = _norm_or_none(getattr(backbone, "word_embeddings_layernorm", None))
         self.final_norm = _norm_or_none(getattr(decoder, family.final_norm))
-        self.head = Product([model.get_output_embeddings()], packs=self.packs)
+        self.head = self.product([model.get_output_embeddings()])
         self.prompt = soft_prompt(model)
 
         self.norm_first = getattr(config, "do_layer_norm_before", True)
@@ -114,11 +128,11 @@ class Blocks:
         self.layers = [self._layer(layer) for layer in getattr(decoder, family.layers)]
 
     def _product_or_none(self, layer: nn.Module | None) -> Product | None:
-        return None if layer is None else Product([layer], packs=self.packs)
+        return None if layer is None else self.product([layer])
 
     def _layer(self, layer: Any) -> Layer:
         def product(*names: str) -> Product:
-            return Product([layer.get_submodule(name) for name in names], packs=self.packs)
+            return self.product([layer.get_submodule(name) for name in names])
 
         family, attention = self.family, getattr(layer, "attn", None)
         return Layer(
@@ -207,24 +221,20 @@ class Blocks:
         if self.family.by_head:
             all_BQH3W = qkv_NO.view(*shape, heads, 3, self.head_width)
             if angles_BQ1W is not None:
-                _turn(all_BQH3W[:, :, :, :2], angles_BQ1W[:, :, None])
+                all_BQH3W = turn(all_BQH3W, angles_BQ1W[:, :, None], 2)
             query_BQHW, new_BQ2GW = all_BQH3W[:, :, :, 0], all_BQH3W[:, :, :, 1:].transpose(2, 3)
         else:
             all_BQOW = qkv_NO.view(*shape, heads + 2 * kv_heads, self.head_width)
             if angles_BQ1W is not None:
-                _turn(all_BQOW[:, :, : heads + kv_heads], angles_BQ1W)
+                all_BQOW = turn(all_BQOW, angles_BQ1W, heads + kv_heads)
             query_BQHW, new_BQ2GW = all_BQOW[:, :, :heads], all_BQOW[:, :, heads:].unflatten(2, (2, kv_heads))
         key_BGSW, value_BGSW = store.put(number, new_BQ2GW)
         query_BHQW = query_BQHW.transpose(1, 2)
         mask = masks.local if layer.is_local and masks.local is not None else masks.everywhere
-        if mask is None:
-            found_BHQW = functional.scaled_dot_product_attention(
-                query_BHQW, key_BGSW, value_BGSW, is_causal=True, scale=self.scale, enable_gqa=heads != kv_heads
-            )
-        elif heads != kv_heads:
+        if mask is not None and heads != kv_heads and not torch.is_grad_enabled():
             found_BHQW = grouped(query_BHQW, key_BGSW, value_BGSW, mask, self.scale)
         else:
-            found_BHQW = functional.scaled_dot_product_attention(query_BHQW, key_BGSW, value_BGSW, mask, scale=self.scale)
+            found_BHQW = attend(query_BHQW, key_BGSW, value_BGSW, mask, causal=mask is None, scale=self.scale)
         return found_BHQW.transpose(1, 2).reshape(len(x_ND), -1)
 
     def _angles(self, positions_BQ: torch.Tensor) -> torch.Tensor:
@@ -238,6 +248,21 @@ class Blocks:
             cosines_1PW, sines_1PW = self.rotary(self.tokens.weight[:1], positions)
             low, high = sines_1PW.chunk(2, -1)
             self.angles_PW = torch.cat([cosines_1PW, -low, high], -1)[0]
+
+    def read(self, ids_BT: torch.Tensor, store: KeysAndValues, wanted_M: torch.Tensor) -> torch.Tensor:
+        """What the output layer reads at some tokens of texts that begin here [M, D]; each token sees those before it.
+
+        Args:
+            ids_BT: tokens, padding behind them.
+            store: keys and values of this pass go there.
+            wanted_M: numbers of the tokens, as for a call.
+        """
+        window = local_window(self.config)
+        masks = self.prompt_masks(ids_BT.size(1), None if window is None else window.size)
+        if window is not None and window.in_all_layers:
+            masks = Masks(masks.local, None)
+        self.reach(ids_BT.size(1))
+        return self(ids_BT, torch.arange(ids_BT.size(1), device=ids_BT.device).expand_as(ids_BT), masks, store, wanted_M)
 
     def prompt_masks(self, num_tokens: int, window: int | None) -> Masks:
         """What the tokens of prompts may look at: those before them; with a window, the last ones of those.
@@ -265,8 +290,12 @@ class Blocks:
         return mask_B1QS + added_BH1S.to(mask_B1QS.dtype)
 
 
-def blocks_of(model: PreTrainedModel) -> Blocks | None:
+def blocks_of(model: PreTrainedModel, *, trains: bool = False) -> Blocks | None:
     """A model's blocks, if it is of a known family and does nothing that the description does not have.
+
+    Args:
+        model: see `Blocks`.
+        trains: see `Blocks`.
 
     Example:
         blocks = blocks_of(model)
@@ -281,7 +310,7 @@ def blocks_of(model: PreTrainedModel) -> Blocks | None:
     if differs or rotary.get("rope_type", "default") not in ROTARY or _activation(config) not in ACTIVATIONS:
         return None
     try:
-        blocks = Blocks(model)
+        blocks = Blocks(model, trains=trains)
     except AttributeError:  # a part was replaced by something else
         return None
     return blocks if _is_read_whole(model, blocks) else None
@@ -310,19 +339,11 @@ def _activation(config: Any) -> str:
 
 
 def _norm(module: Any) -> Norm:
-    shape, weight = tuple(module.weight.shape), module.weight
+    weight = module.weight
     if isinstance(module, nn.LayerNorm):
-        return partial(torch.layer_norm, normalized_shape=shape, weight=weight, bias=module.bias, eps=module.eps)
-    return partial(torch.rms_norm, normalized_shape=shape, weight=weight, eps=module.variance_epsilon)
+        return partial(torch.layer_norm, normalized_shape=tuple(weight.shape), weight=weight, bias=module.bias, eps=module.eps)
+    return partial(rms_norm, weight_D=weight, eps=module.variance_epsilon)
 
 
 def _norm_or_none(module: Any) -> Norm | None:
     return None if module is None else _norm(module)
-
-
-def _turn(x: torch.Tensor, angles: torch.Tensor) -> None:
-    """Rotate queries and keys in place (RoPE, https://arxiv.org/abs/2104.09864), or their first dimensions only."""
-    cosines, sines = angles.chunk(2, -1)
-    turned = x[..., : cosines.size(-1)]
-    swapped = turned.roll(cosines.size(-1) // 2, -1)
-    torch.addcmul(turned * cosines, swapped, sines, out=turned)

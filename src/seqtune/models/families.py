@@ -1,8 +1,9 @@
-"""Where the families that `seqtune.models.blocks` walks through keep the parts of their layers."""
+"""Where the families that `seqtune.models.blocks` walks through keep the parts of their layers; which layers look how far."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +72,24 @@ FAMILIES = {
         "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", by_head=True, activation="",
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWindow:
+    """Layers that look at the last `size` tokens only, their own included."""
+
+    size: int
+    in_all_layers: bool
+
+
+def local_window(config: Any) -> LocalWindow | None:
+    """The window of GPT-Neo's local layers, or of all layers (Mistral, Phi-3, StarCoder 2); else `None`.
+
+    Families that list their layers' kinds in `layer_types` are not served where a listed kind is not full attention.
+    """
+    config = config.get_text_config()
+    if getattr(config, "window_size", None) is not None:
+        return LocalWindow(config.window_size, in_all_layers=False)
+    if getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None):
+        return LocalWindow(config.sliding_window, in_all_layers=True)
+    return None

@@ -6,6 +6,7 @@ The output layer runs on those positions only. Shapes: B rows, T tokens, N loss 
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from seqtune.errors import ConfigError
+from seqtune.models.blocks import Blocks, InPassing, Masks, blocks_of
+from seqtune.models.families import local_window
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.records import Batch
 
@@ -29,12 +32,19 @@ class TargetLoss(nn.Module):
 
     For most families `lm_head(backbone(ids))` is the whole model. Some scale or cap their logits; the
     constructor compares both ways on a probe and takes the model's own logits where they differ.
+
+    Args:
+        model: a causal LM.
+        through_blocks: gradients are taken through `seqtune.models.blocks` instead of the modules of the backbone where the
+            family, its settings and a probe allow it.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, *, through_blocks: bool = False):
         super().__init__()
         self.model = model
         self.backbone_is_exact = _backbone_is_exact(model)
+        blocks = blocks_to_train(model) if through_blocks and self.backbone_is_exact else None
+        self.blocks = blocks if blocks is not None and _reads_a_probe(model, blocks) else None
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of token losses in nats, a scalar in fp32."""
@@ -61,6 +71,13 @@ class TargetLoss(nn.Module):
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """What the output layer reads at the positions that carry loss [N, D]."""
+        if self.blocks is not None and torch.is_grad_enabled():
+            if batch.documents_BT is None or batch.places_BT is None:
+                return self.blocks.read(batch.input_ids_BT, InPassing(), batch.positions_N)
+            self.blocks.reach(batch.input_ids_BT.size(1))
+            seen_B1TT, window = block_diagonal(batch.documents_BT), local_window(self.model.config)
+            masks = Masks(seen_B1TT, None if window is None else seen_B1TT.triu(1 - window.size))
+            return self.blocks(batch.input_ids_BT, batch.places_BT, masks, InPassing(), batch.positions_N)
         hidden_BTD = _backbone(self.model)(**_inputs(self.model, batch)).last_hidden_state
         return hidden_BTD.flatten(0, 1)[batch.positions_N]
 
@@ -195,6 +212,37 @@ def _packs_a_probe(model: PreTrainedModel) -> bool:
 
 def _backbone(model: PreTrainedModel) -> nn.Module:
     return getattr(model, model.base_model_prefix)
+
+
+def blocks_to_train(model: PreTrainedModel) -> Blocks | None:
+    """The model's blocks, if a training on them would be a training of the model, as far as settings say."""
+    if model.device.type != "cpu" or model.is_gradient_checkpointing or _backbone(model)._compiled_call_impl or _drops(model):
+        return None
+    return blocks_of(model, trains=True)
+
+
+def _drops(model: PreTrainedModel) -> bool:
+    """True if anything is left out at random while a model of this kind is trained."""
+    settings = model.config.get_text_config().to_dict()
+    named = (
+        value for key, value in settings.items() if re.search("drop(out)?$", key) and not re.match("classifier|summary", key)
+    )
+    modules = (m.p for m in model.modules() if isinstance(m, nn.Dropout))
+    return any(isinstance(rate, float | int) and rate > 0 for rate in (*named, *modules))
+
+
+@torch.no_grad()
+def _reads_a_probe(model: PreTrainedModel, blocks: Blocks) -> bool:
+    was_training = model.training
+    model.eval()
+    ids = (torch.arange(24).view(2, 12) + model.config.vocab_size - 4) % model.config.vocab_size
+    virtual = (model.config.vocab_size + torch.arange(num_virtual_tokens(model))).expand(2, -1)
+    ids = torch.cat([virtual, ids], 1)
+    expected = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    found = blocks.read(ids, InPassing(), torch.arange(ids.numel()))
+    model.train(was_training)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 1e-2
+    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
 @torch.no_grad()

@@ -20,22 +20,29 @@ class Product:
     Args:
         layers: whose outputs stand side by side, in this order.
         packs: lay the weights out anew where that makes the product faster; they take their room once more.
+        trains: weights are read at every call, and get gradients.
     """
 
-    def __init__(self, layers: Sequence[Any], *, packs: bool):
-        self.layers = layers
+    def __init__(self, layers: Sequence[Any], *, packs: bool = False, trains: bool = False):
+        self.layers, self.trains = layers, trains
         self.is_plain = all(is_plain(layer) for layer in layers)
         self.packed: PackedWeight | None = None
-        if not self.is_plain:
+        if not self.is_plain or trains:
             return
-        weights = [layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach() for layer in layers]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        biases = [layer.bias for layer in layers]
-        bias = biases[0] if len(biases) == 1 or biases[0] is None else torch.cat([b.detach() for b in biases])
+        with torch.no_grad():
+            weight, bias = self._weights()
         if packs and can_pack(weight):
             self.packed = pack(weight, bias)
         else:
-            self.weight, self.bias = weight, bias
+            self.weight, self.bias = weight.detach(), bias
+
+    def _weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of all layers: weight [O, I] and bias [O]."""
+        weights = [layer.weight.T if isinstance(layer, Conv1D) else layer.weight for layer in self.layers]
+        biases = [layer.bias for layer in self.layers]
+        if len(weights) == 1:
+            return weights[0], biases[0]
+        return torch.cat(weights), None if biases[0] is None else torch.cat(biases)
 
     def __call__(
         self, inputs: torch.Tensor, *, plus: torch.Tensor | None = None, times: torch.Tensor | None = None
@@ -44,7 +51,8 @@ class Product:
         if self.packed is not None:
             return self.packed(inputs, plus=plus, times=times)
         if self.is_plain:
-            found = functional.linear(inputs, self.weight, self.bias)
+            weight, bias = self._weights() if self.trains else (self.weight, self.bias)
+            found = functional.linear(inputs, weight, bias)
         elif len(self.layers) == 1:
             found = self.layers[0](inputs)
         else:

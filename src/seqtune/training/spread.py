@@ -34,7 +34,7 @@ class Copies:
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
         self._accelerator = accelerator
         self.model = self.trained = model.to(accelerator.device)  # type: ignore[arg-type]
-        self.loss: Any = accelerator.prepare(TargetLoss(self.trained))
+        self.loss: Any = accelerator.prepare(TargetLoss(self.trained, through_blocks=True))
 
     def adding_up(self) -> AbstractContextManager[Any]:
         """Within, gradients stay with their process: more are to come in this step."""

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from seqtune.decoding.engines.decoder import Decoder
-from seqtune.decoding.engines.forwards import local_window
 from seqtune.decoding.engines.frozen import FrozenModel
+from seqtune.models.families import local_window
 from seqtune.models.loss import TargetLoss
 from seqtune.models.soft_prompts import num_virtual_tokens
 from seqtune.sections import DecodeConfig

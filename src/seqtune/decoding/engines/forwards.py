@@ -14,6 +14,7 @@ import torch
 
 from seqtune.decoding.engines.slot_cache import PromptPass, TokenPass
 from seqtune.models.blocks import Blocks, Masks
+from seqtune.models.families import local_window
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ class Described:
 
     takes_our_masks = True
 
-    def __init__(self, model: Any, blocks: Blocks):
-        self.blocks, self.window = blocks, local_window(model.config)
+    def __init__(self, blocks: Blocks):
+        self.blocks, self.window = blocks, local_window(blocks.config)
 
     def head(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """See `Forward.head`."""
@@ -72,13 +73,7 @@ class Described:
 
     def read(self, ids_NT: torch.Tensor, cache: PromptPass, wanted_M: torch.Tensor) -> torch.Tensor:
         """See `Forward.read`."""
-        size = None if self.window is None else self.window.size
-        masks = self.blocks.prompt_masks(ids_NT.size(1), size)
-        if self.window is not None and self.window.in_all_layers:
-            masks = Masks(masks.local, None)
-        positions_NT = torch.arange(ids_NT.size(1), device=ids_NT.device).expand(len(ids_NT), -1)
-        self.blocks.reach(ids_NT.size(1))
-        return self.blocks(ids_NT, positions_NT, masks, cache, wanted_M)
+        return self.blocks.read(ids_NT, cache, wanted_M)
 
     def write(self, ids_BK: torch.Tensor, seen: Seen, cache: TokenPass, wanted_M: torch.Tensor | None = None) -> torch.Tensor:
         """See `Forward.write`."""
@@ -118,24 +113,3 @@ class Own:
         return self.backbone(
             input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
-
-
-@dataclass(frozen=True, slots=True)
-class LocalWindow:
-    """Layers that look at the last `size` tokens only, their own included."""
-
-    size: int
-    in_all_layers: bool
-
-
-def local_window(config: Any) -> LocalWindow | None:
-    """The window of GPT-Neo's local layers, or of all layers (Mistral, Phi-3, StarCoder 2); else `None`.
-
-    Families that list their layers' kinds in `layer_types` are not served where a listed kind is not full attention.
-    """
-    config = config.get_text_config()
-    if getattr(config, "window_size", None) is not None:
-        return LocalWindow(config.window_size, in_all_layers=False)
-    if getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None):
-        return LocalWindow(config.sliding_window, in_all_layers=True)
-    return None

@@ -61,7 +61,7 @@ class FrozenModel:
             decodes: `write` is called step by step by a `Decoder`, which on a GPU is done by graphs.
         """
         if self._blocks is not None:
-            described = Described(self.model, self._blocks)
+            described = Described(self._blocks)
             yield Graphed(described) if decodes and self.model.device.type == "cuda" else described
             return
         with packed(self.model):

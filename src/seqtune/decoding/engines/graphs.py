@@ -96,7 +96,7 @@ class Graphed:
         capture: makes the graph of a step; default: CUDA.
 
     Example:
-        forward = Graphed(Described(model, blocks)) if model.device.type == "cuda" else Described(model, blocks)
+        forward = Graphed(Described(blocks)) if model.device.type == "cuda" else Described(blocks)
     """
 
     takes_our_masks = True
