@@ -40,7 +40,7 @@ def gradients(losses: TargetLoss, batch, dtype: torch.dtype) -> tuple[torch.Tens
     losses.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         loss = losses(batch)
-    loss.backward()
+        loss.backward()  # within, as the training loop does it
     return loss.detach(), {name: p.grad.clone() for name, p in losses.named_parameters() if p.grad is not None}
 
 
@@ -60,6 +60,20 @@ def test_losses_and_gradients_are_those_of_the_modules(family, dtype):
         for name, gradient in expected.items():  # some are rounding alone, such as that of the keys' biases
             difference = (found[name] - gradient).norm() / torch.maximum(gradient.norm(), whole / 100)
             assert difference < (1e-4 if dtype == torch.float32 else 0.05), name
+
+
+def test_windows_are_those_of_the_modules():
+    """Mistral's, in all layers; longer rows than the window."""
+    model = make("mistral")
+    model.config.sliding_window = 8
+    batch = batches(model)[0]
+    own, ours = TargetLoss(model), TargetLoss(model, through_blocks=True)
+    assert ours.blocks is not None
+    expected_loss, expected = gradients(own, batch, torch.float32)
+    loss, found = gradients(ours, batch, torch.float32)
+    torch.testing.assert_close(loss, expected_loss)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neo"])
@@ -123,6 +137,24 @@ def test_models_that_do_more_are_trained_by_their_own_modules(change):
 def test_so_are_those_that_drop_at_random_as_these_families_do_by_default(config):
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": VOCABULARY}
     assert TargetLoss(t.AutoModelForCausalLM.from_config(config(**size)), through_blocks=True).blocks is None
+
+
+def test_so_are_those_with_windows_in_some_layers():
+    config = t.Qwen2Config(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCABULARY, use_sliding_window=True, sliding_window=16, max_window_layers=1,
+    )  # fmt: skip
+    assert TargetLoss(t.AutoModelForCausalLM.from_config(config), through_blocks=True).blocks is None
+
+
+def test_so_are_those_with_dropout_in_a_module_and_few_places_are_no_hindrance():
+    config = t.GPT2Config(
+        n_positions=8, n_embd=32, n_layer=1, n_head=4, vocab_size=VOCABULARY, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
+    model = t.AutoModelForCausalLM.from_config(config)
+    assert TargetLoss(model, through_blocks=True).blocks is not None
+    model.transformer.drop.p = 0.1
+    assert TargetLoss(model, through_blocks=True).blocks is None
 
 
 @pytest.mark.parametrize("shape", [(WIDTH,), (7, WIDTH), (3, 5, WIDTH)])

@@ -1,8 +1,7 @@
 """One decoder for eight families: their blocks, read from a transformers model, and its forward pass.
 
 A family's own forward is some sixty small operations a layer, most of them bookkeeping. Here a layer is two norms, four
-products (with what is added to or multiplied by their results) and one attention. Weights stay the model's; what stands side by
-side (queries, keys and values) and what is laid out for the processor is a copy that lives as long as the `Blocks`.
+products and one attention. Weights stay the model's; what stands side by side or is laid out for the processor is a copy.
 
 Shapes: B rows, Q tokens a row, D width, H heads, G heads of keys and values, W head width, S slots, P positions.
 """
@@ -175,8 +174,8 @@ class Blocks:
         angles_BQ1W = None if self.rotary is None else self._angles(positions_BQ)
         x_ND = x_BQD.flatten(0, 1)
         for number, layer in enumerate(self.layers):
-            attend = partial(self._attend, layer, number, ids_BQ.shape, angles_BQ1W, masks, store)
-            x_ND = self._through(layer, x_ND, attend, wanted_M if number + 1 == len(self.layers) else None)
+            attention = partial(self._attend, layer, number, ids_BQ.shape, angles_BQ1W, masks, store)
+            x_ND = self._through(layer, x_ND, attention, wanted_M if number + 1 == len(self.layers) else None)
         if self.final_norm is not None:
             x_ND = self.final_norm(x_ND)
         if self.project_out is not None:
@@ -187,11 +186,11 @@ class Blocks:
         self,
         layer: Layer,
         x_ND: torch.Tensor,
-        attend: Callable[[torch.Tensor], torch.Tensor],
+        attention: Callable[[torch.Tensor], torch.Tensor],
         wanted_M: torch.Tensor | None,
     ) -> torch.Tensor:
         """One layer: norms before attention and feed-forward network, or behind them; the two in turn, or side by side."""
-        found_ND = attend(layer.attention_norm(x_ND) if self.norm_first else x_ND)
+        found_ND = attention(layer.attention_norm(x_ND) if self.norm_first else x_ND)
         if wanted_M is not None:
             found_ND, x_ND = found_ND[wanted_M], x_ND[wanted_M]
         if not self.norm_first:
@@ -307,6 +306,8 @@ def blocks_of(model: PreTrainedModel, *, trains: bool = False) -> Blocks | None:
         return None
     rotary = getattr(config, "rope_parameters", None) or {}
     differs = any(getattr(config, name, value) != value for name, value in PLAIN.items())
+    kinds = getattr(config, "layer_types", None) or ()
+    differs |= any(kind != "full_attention" for kind in kinds)  # Qwen2's layers may have windows, some of them
     if differs or rotary.get("rope_type", "default") not in ROTARY or _activation(config) not in ACTIVATIONS:
         return None
     try:

@@ -46,11 +46,11 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         (gradient,) = gradients
         normal, scale, weight_D = ctx.saved_tensors
-        by_weight_ND = (gradient * normal).view(-1, len(weight_D))
+        by_weight_ND = (gradient * normal).reshape(-1, len(weight_D))
         of_weight_D = by_weight_ND.sum(0) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, of_weight_D, None
-        mean = (by_weight_ND @ weight_D).div_(len(weight_D)).view_as(scale)
+        mean = by_weight_ND.mv(weight_D).div_(len(weight_D)).view_as(scale)  # `@` would be bf16 under autocast
         of_x = gradient * weight_D
         return torch.addcmul(of_x, normal, mean, value=-1, out=of_x).mul_(scale), of_weight_D, None
 

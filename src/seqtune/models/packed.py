@@ -116,4 +116,5 @@ def is_plain(layer: Any) -> bool:
 
 def is_hooked(module: nn.Module) -> bool:
     """True if calling a module does more than what its class says."""
-    return "forward" in module.__dict__ or bool(module._forward_hooks or module._forward_pre_hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" in module.__dict__ or any(hooks)

@@ -1,4 +1,4 @@
-"""Products with a model's weights, as decoding needs them: laid out for the processor, with what follows in the same pass."""
+"""Products with a model's weights: live in training, laid out for the processor in decoding; with what follows on them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Product:
 
     def __init__(self, layers: Sequence[Any], *, packs: bool = False, trains: bool = False):
         self.layers, self.trains = layers, trains
-        self.is_plain = all(is_plain(layer) for layer in layers)
+        # weights that stand side by side are kept until the backward pass: not for nothing
+        learns = not trains or any(p.requires_grad for layer in layers for p in layer.parameters())
+        self.is_plain = learns and all(is_plain(layer) for layer in layers)
         self.packed: PackedWeight | None = None
         if not self.is_plain or trains:
             return
