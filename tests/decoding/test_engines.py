@@ -208,10 +208,11 @@ def test_a_soft_cap_of_logits_is_noticed_at_weights_too_small_to_show_it():
 
 
 def test_a_wrong_cache_is_noticed(monkeypatch):
-    from seqtune.decoding.engines.slot_cache import TokenPass, _by_head
+    from seqtune.decoding.engines.slot_cache import TokenPass
+    from seqtune.models.attention import by_head
 
     model = build_model("llama", 300)
-    monkeypatch.setattr(TokenPass, "put", lambda self, layer, new: _by_head(new))
+    monkeypatch.setattr(TokenPass, "put", lambda self, layer, new: by_head(new))
     assert not fits(FrozenModel(model))
 
 

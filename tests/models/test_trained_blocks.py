@@ -147,14 +147,19 @@ def test_so_are_those_with_windows_in_some_layers():
     assert TargetLoss(t.AutoModelForCausalLM.from_config(config), through_blocks=True).blocks is None
 
 
-def test_so_are_those_with_dropout_in_a_module_and_few_places_are_no_hindrance():
-    config = t.GPT2Config(
-        n_positions=8, n_embd=32, n_layer=1, n_head=4, vocab_size=VOCABULARY, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
-    )
-    model = t.AutoModelForCausalLM.from_config(config)
-    assert TargetLoss(model, through_blocks=True).blocks is not None
+def tiny_gpt2() -> t.PreTrainedModel:
+    size = {"n_positions": 8, "n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": VOCABULARY}
+    return t.AutoModelForCausalLM.from_config(t.GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **size))
+
+
+def test_so_are_those_with_dropout_in_a_module():
+    model = tiny_gpt2()
     model.transformer.drop.p = 0.1
     assert TargetLoss(model, through_blocks=True).blocks is None
+
+
+def test_a_model_with_few_places_is_asked_no_longer_text():
+    assert TargetLoss(tiny_gpt2(), through_blocks=True).blocks is not None
 
 
 @pytest.mark.parametrize("shape", [(WIDTH,), (7, WIDTH), (3, 5, WIDTH)])

@@ -7,7 +7,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,8 +63,7 @@ def fit(
     if print_schema:
         print_json(Config.model_json_schema())
         return
-    if (ray is None) != (num_workers is None):
-        raise ConfigError("--ray ADDRESS and --num-workers N go together: where, and in how many processes at most")
+    where = _where(ray, num_workers)
     flags = overrides(
         settings, mixture=mixture, data__path=data, data__input=input, data__output=output, model__name=model, task=task,
         out=out, model__trust_remote_code=trust_remote_code,
@@ -77,16 +76,16 @@ def fit(
     main = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
     if main:
         resolved = _introduced(resolved)
-    from seqtune import plugins
     from seqtune.procedures.fit import fit as procedure
     from seqtune.procedures.fit import run_folder
     from seqtune.runs import check_outside
 
     if overwrite:
         check_outside(run_folder(resolved), [config])
-    if ray is not None:
-        on_cluster = plugins.load("seqtune.procedures.fit_on_cluster:fit_on_cluster", "fit --ray")
-        procedure = partial(on_cluster, address=ray, num_workers=num_workers)
+    if where:
+        from seqtune import plugins
+
+        procedure = partial(plugins.load("seqtune.procedures.fit_on_cluster:fit_on_cluster", "fit --ray"), **where)
     fitted = procedure(resolved, resume=resume, overwrite=overwrite, report=not as_json)
     if not main:
         return
@@ -96,6 +95,13 @@ def fit(
     if verbose and fitted.metrics:
         print_metrics(fitted.metrics, f"{fitted.metrics['num_items']} held-out rows")
     _tell(fitted.folder)
+
+
+def _where(ray: str | None, num_workers: int | None) -> dict[str, Any]:
+    """On which cluster to train, and in how many processes; nothing for here."""
+    if (ray is None) != (num_workers is None):
+        raise ConfigError("--ray ADDRESS and --num-workers N go together: where, and in how many processes at most")
+    return {} if ray is None else {"address": ray, "num_workers": num_workers}
 
 
 def _introduced(config: Config) -> Config:

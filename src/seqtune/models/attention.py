@@ -125,6 +125,12 @@ def grouped(
     return out.unflatten(2, (groups, num_queries)).flatten(1, 2)
 
 
+def by_head(both_BK2GD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values apart, [B, G, K, D] each."""
+    key_BKGD, value_BKGD = both_BK2GD.unbind(2)
+    return key_BKGD.transpose(1, 2), value_BKGD.transpose(1, 2)
+
+
 def _gpt_neo_attention(
     self: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, None]:

@@ -20,11 +20,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from seqtune.models.attention import attend, grouped
-from seqtune.models.families import FAMILIES, local_window
+from seqtune.models.families import FAMILIES, alibi_slopes, local_window
 from seqtune.models.fused import rms_norm, turn
 from seqtune.models.packed import has_room, is_hooked
 from seqtune.models.products import Product
-from seqtune.models.soft_prompts import put_prefix, soft_prompt
+from seqtune.models.soft_prompts import soft_prompt
 
 # Settings that change a family's arithmetic in ways that the description does not have; a model with another value is not read.
 PLAIN = {
@@ -69,6 +69,14 @@ class Masks:
     local: torch.Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Texts behind one another in a row: where each token stands in its own, and who may look at whom, bool [B, 1, T, T]."""
+
+    places_BT: torch.Tensor
+    seen_B1TT: torch.Tensor
+
+
 class KeysAndValues(Protocol):
     """Where one forward pass puts its keys and values, and what it sees of those before it."""
 
@@ -77,18 +85,6 @@ class KeysAndValues(Protocol):
     def put(self, layer: int, new_BQ2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store a layer's keys and values; returns the keys and the values that attention sees, [B, G, S, W] each."""
         ...
-
-
-class InPassing:
-    """Keys and values of a pass after which there is no other, as in training."""
-
-    prefix: torch.Tensor | None = None
-
-    def put(self, layer: int, new_BQ2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `KeysAndValues.put`; nothing is stored."""
-        key_BQGW, value_BQGW = new_BQ2GW.unbind(2)
-        key, value = key_BQGW.transpose(1, 2), value_BQGW.transpose(1, 2)
-        return (key, value) if self.prefix is None else put_prefix(self.prefix, key, value, layer)
 
 
 class Blocks:
@@ -248,20 +244,26 @@ class Blocks:
             low, high = sines_1PW.chunk(2, -1)
             self.angles_PW = torch.cat([cosines_1PW, -low, high], -1)[0]
 
-    def read(self, ids_BT: torch.Tensor, store: KeysAndValues, wanted_M: torch.Tensor) -> torch.Tensor:
+    def read(
+        self, ids_BT: torch.Tensor, store: KeysAndValues, wanted_M: torch.Tensor, packed: Packed | None = None
+    ) -> torch.Tensor:
         """What the output layer reads at some tokens of texts that begin here [M, D]; each token sees those before it.
 
         Args:
             ids_BT: tokens, padding behind them.
             store: keys and values of this pass go there.
             wanted_M: numbers of the tokens, as for a call.
+            packed: if several texts stand in a row.
         """
-        window = local_window(self.config)
-        masks = self.prompt_masks(ids_BT.size(1), None if window is None else window.size)
+        num_tokens, window = ids_BT.size(1), local_window(self.config)
+        self.reach(num_tokens)
+        if packed is not None:
+            local = None if window is None else packed.seen_B1TT.triu(1 - window.size)
+            return self(ids_BT, packed.places_BT, Masks(packed.seen_B1TT, local), store, wanted_M)
+        masks = self.prompt_masks(num_tokens, None if window is None else window.size)
         if window is not None and window.in_all_layers:
             masks = Masks(masks.local, None)
-        self.reach(ids_BT.size(1))
-        return self(ids_BT, torch.arange(ids_BT.size(1), device=ids_BT.device).expand_as(ids_BT), masks, store, wanted_M)
+        return self(ids_BT, torch.arange(num_tokens, device=ids_BT.device).expand_as(ids_BT), masks, store, wanted_M)
 
     def prompt_masks(self, num_tokens: int, window: int | None) -> Masks:
         """What the tokens of prompts may look at: those before them; with a window, the last ones of those.
@@ -324,14 +326,6 @@ def _is_read_whole(model: Any, blocks: Blocks) -> bool:
     inside = {id(part) for module in called for part in module.modules()}
     prefixed = [model.get_decoder()] if blocks.prompt is not None and blocks.prompt.is_prefix else []
     return not any(is_hooked(m) for m in model.modules() if id(m) not in inside and m not in prefixed)
-
-
-def alibi_slopes(num_heads: int) -> torch.Tensor:
-    """The factor of each head [H]; Press et al. 2022, https://arxiv.org/abs/2108.12409."""
-    closest = 2 ** math.floor(math.log2(num_heads))
-    first = [2.0 ** (-8.0 * (i + 1) / closest) for i in range(closest)]
-    rest = [2.0 ** (-4.0 * (2 * i + 1) / closest) for i in range(num_heads - closest)]
-    return torch.tensor(first + rest)
 
 
 def _activation(config: Any) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +96,11 @@ def local_window(config: Any) -> LocalWindow | None:
     if getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None):
         return LocalWindow(config.sliding_window, in_all_layers=True)
     return None
+
+
+def alibi_slopes(num_heads: int) -> torch.Tensor:
+    """The factor of each head [H]; Press et al. 2022, https://arxiv.org/abs/2108.12409."""
+    closest = 2 ** math.floor(math.log2(num_heads))
+    first = [2.0 ** (-8.0 * (i + 1) / closest) for i in range(closest)]
+    rest = [2.0 ** (-4.0 * (2 * i + 1) / closest) for i in range(num_heads - closest)]
+    return torch.tensor(first + rest)

@@ -15,9 +15,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from seqtune.errors import ConfigError
-from seqtune.models.blocks import Blocks, InPassing, Masks, blocks_of
-from seqtune.models.families import local_window
-from seqtune.models.soft_prompts import num_virtual_tokens
+from seqtune.models.blocks import Blocks, Packed, blocks_of
+from seqtune.models.soft_prompts import InPassing, num_virtual_tokens
 from seqtune.records import Batch
 
 # Logits held at once; larger products of positions and vocabulary go in chunks. Each chunk adds to the gradient of the whole
@@ -72,12 +71,10 @@ class TargetLoss(nn.Module):
     def _hidden(self, batch: Batch) -> torch.Tensor:
         """What the output layer reads at the positions that carry loss [N, D]."""
         if self.blocks is not None and torch.is_grad_enabled():
-            if batch.documents_BT is None or batch.places_BT is None:
-                return self.blocks.read(batch.input_ids_BT, InPassing(), batch.positions_N)
-            self.blocks.reach(batch.input_ids_BT.size(1))
-            seen_B1TT, window = block_diagonal(batch.documents_BT), local_window(self.model.config)
-            masks = Masks(seen_B1TT, None if window is None else seen_B1TT.triu(1 - window.size))
-            return self.blocks(batch.input_ids_BT, batch.places_BT, masks, InPassing(), batch.positions_N)
+            packed = None
+            if batch.places_BT is not None and batch.documents_BT is not None:
+                packed = Packed(batch.places_BT, block_diagonal(batch.documents_BT))
+            return self.blocks.read(batch.input_ids_BT, InPassing(), batch.positions_N, packed)
         hidden_BTD = _backbone(self.model)(**_inputs(self.model, batch)).last_hidden_state
         return hidden_BTD.flatten(0, 1)[batch.positions_N]
 

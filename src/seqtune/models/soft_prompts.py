@@ -21,6 +21,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from seqtune.models.attention import by_head
+
 
 class SoftPrompt(nn.Module):
     """The trainable part.
@@ -128,6 +130,17 @@ class _PrefixCache(PassingCache):
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return put_prefix(self.prefix, key, value, layer)
+
+
+class InPassing:
+    """Keys and values of a pass after which there is no other, as in training."""
+
+    prefix: torch.Tensor | None = None
+
+    def put(self, layer: int, new_BQ2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `seqtune.models.blocks` calls it; nothing is stored."""
+        own = by_head(new_BQ2GW)
+        return own if self.prefix is None else put_prefix(self.prefix, *own, layer)
 
 
 def put_prefix(prefix: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

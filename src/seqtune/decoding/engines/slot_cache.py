@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from seqtune.models.attention import by_head
 from seqtune.models.soft_prompts import PassingCache, put_prefix
 
 
@@ -113,10 +114,10 @@ class PromptPass(_Pass):
         """The prompts' own keys and values are all that is seen."""
         rows, tokens = new_BQ2GW.shape[:2]
         if self.prefix is not None:
-            key, value = put_prefix(self.prefix, *_by_head(new_BQ2GW), layer)
+            key, value = put_prefix(self.prefix, *by_head(new_BQ2GW), layer)
             new_BQ2GW = torch.stack([key.transpose(1, 2), value.transpose(1, 2)], 2)
         self.cache.store(layer, new_BQ2GW)[self.first_row : self.first_row + rows, :tokens] = new_BQ2GW
-        return _by_head(new_BQ2GW)
+        return by_head(new_BQ2GW)
 
 
 class TokenPass(_Pass):
@@ -137,13 +138,7 @@ class TokenPass(_Pass):
         """All slots of the rows are seen, as far as they are in use."""
         store = self.cache.store(layer, new_BQ2GW)
         store.flatten(0, 1).index_copy_(0, self.flat_N, new_BQ2GW.flatten(0, 1))
-        return _by_head(store[: self.num_rows, : self.num_seen])
-
-
-def _by_head(both_BS2GW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values apart, [B, G, S, W] each."""
-    key_BSGW, value_BSGW = both_BS2GW.unbind(2)
-    return key_BSGW.transpose(1, 2), value_BSGW.transpose(1, 2)
+        return by_head(store[: self.num_rows, : self.num_seen])
 
 
 def _zeros(size: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
